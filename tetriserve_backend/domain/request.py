@@ -1,0 +1,29 @@
+"""One image asked for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One image asked for, immutable from arrival to answer.
+
+    Times are seconds on the engine's monotonic clock. `height` and `width` are pixels.
+    """
+
+    request_id: str
+    height: int
+    width: int
+    num_steps: int
+    arrival_s: float
+    deadline_s: float
+    prompt: str = ""
+    negative_prompt: str = ""
+    guidance_scale: float = 3.5
+    seed: int = 0
+    priority: int = 0
+    stream_progress: bool = False
+
+    @property
+    def slo_s(self) -> float:
+        """The latency that this request was promised, in seconds."""
+        return self.deadline_s - self.arrival_s

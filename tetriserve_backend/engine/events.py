@@ -1,0 +1,95 @@
+"""What can happen to the engine: the only inputs of `EngineCore.handle`."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tetriserve_backend.domain import Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A validated request wants an image."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """The client no longer wants the image; unknown or finished ids are ignored."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFinished:
+    """Every rank of a segment is done with it; `start_s`/`end_s` were taken on the ranks."""
+
+    segment_id: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFailed:
+    """A segment will not finish.
+
+    `retryable` is true when the ranks are to blame (its requests go on from their last host copy),
+    false when the work itself raised (its requests fail).
+    """
+
+    segment_id: int
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A rank died, or can no longer take part in its groups; what it held is gone."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A new worker for a lost rank has loaded its model and waits for the groups to be formed anew."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorldFormed:
+    """All groups exist again; every rank named is usable."""
+
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time that the last `SetTimer` asked for has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The server is stopping: refuse new requests, finish the running ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbortRequested:
+    """The drain took too long: fail every request that is still there."""
+
+    reason: str
+
+
+Event: TypeAlias = (
+    RequestArrived
+    | RequestCancelled
+    | SegmentFinished
+    | SegmentFailed
+    | WorkerLost
+    | WorkerReady
+    | WorldFormed
+    | TimerFired
+    | DrainRequested
+    | AbortRequested
+)
