@@ -1,0 +1,255 @@
+"""The live shell of the engine: feeds events of clients and ranks to the core and performs its commands."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tetriserve_backend.domain import (
+    DuplicateRequestError,
+    Request,
+    Segment,
+    ServerError,
+    TetriserveError,
+    UnavailableError,
+)
+from tetriserve_backend.engine import events as ev
+from tetriserve_backend.engine.commands import (
+    Command,
+    EndRequest,
+    FinishRequest,
+    ReformWorld,
+    ReleaseRequest,
+    RunSegment,
+    SegmentRecord,
+    SetTimer,
+)
+from tetriserve_backend.engine.core import EngineCore
+from tetriserve_backend.engine.executor_port import Executor, StepProgress
+from tetriserve_backend.engine.timeline import (
+    TimelineWriter,
+    TraceEvent,
+    arrive_event,
+    outcome_event,
+    segment_events,
+    world_events,
+)
+
+_log = logging.getLogger(__name__)
+_DECISIONS_KEPT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished image: `pixels` has shape (height, width, 3), times are seconds, monotonic."""
+
+    request: Request
+    pixels: npt.NDArray[np.uint8]
+    finish_s: float
+    predicted_finish_s: float
+    segments: tuple[SegmentRecord, ...]
+
+
+class RequestListener(Protocol):
+    """Who wants to know about one request. Called on the engine's loop; must not block."""
+
+    def on_progress(self, request: Request, step_index: int) -> None:
+        """Step `step_index` (from 0) is done; only for requests with `stream_progress`."""
+
+    def on_finish(self, answer: Answer) -> None:
+        """The image is there. Last call."""
+
+    def on_error(self, request: Request, error: TetriserveError) -> None:
+        """There will be no image. Last call."""
+
+
+class AsyncEngine:
+    """Joins `EngineCore` to an executor that has been started. All methods belong to one asyncio loop.
+
+    Every submitted request gets exactly one `on_finish` or `on_error`, also when the executor or the core
+    breaks: then the engine fails everything, refuses new requests and says `failed` in `status`.
+    """
+
+    def __init__(self, core: EngineCore, executor: Executor, timeline: TimelineWriter | None = None) -> None:
+        self._core, self._executor, self._timeline = core, executor, timeline
+        self._listeners: dict[str, tuple[Request, RequestListener]] = {}
+        self._segments: dict[int, Segment] = {}
+        self._decisions_s: deque[float] = deque(maxlen=_DECISIONS_KEPT)
+        self._origin_s = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._progressed = asyncio.Event()
+        self._failure: str | None = None
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        self._origin_s = time.monotonic()
+        self._write(world_events(self._core.world_size))
+        self._pump = asyncio.create_task(self._pump_events(), name="engine")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, wait up to `timeout_s` for the running ones, fail the rest."""
+        self._handle(ev.DrainRequested())
+        deadline_s = time.monotonic() + timeout_s
+        while not self._core.is_idle and self._failure is None and (left_s := deadline_s - time.monotonic()) > 0:
+            self._progressed.clear()
+            try:
+                await asyncio.wait_for(self._progressed.wait(), left_s)
+            except asyncio.TimeoutError:
+                break
+        if self._listeners:
+            self._handle(ev.AbortRequested("the server stopped before this request was done"))
+
+    async def shutdown(self) -> None:
+        """Stop serving; whoever still waits gets an error. Shuts the executor down too. Idempotent."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_listeners(UnavailableError("the server stopped before this request was done"))
+        await self._executor.shutdown()
+        if self._timeline is not None:
+            self._timeline.close()
+
+    # -- clients --------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, listener: RequestListener) -> None:
+        """Take a validated request; the answer goes to `listener`."""
+        if self._failure is not None:
+            listener.on_error(request, UnavailableError(f"the engine failed: {self._failure}"))
+        elif request.request_id in self._listeners or self._core.knows(request.request_id):
+            listener.on_error(request, DuplicateRequestError(request.request_id))
+        else:
+            self._listeners[request.request_id] = (request, listener)
+            self._write([arrive_event(request, self._origin_s)])
+            self._handle(ev.RequestArrived(request))
+
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request at its next segment boundary; false if it is not (or no longer) being served."""
+        if request_id not in self._listeners:
+            return False
+        self._handle(ev.RequestCancelled(request_id))
+        return True
+
+    def status(self) -> dict[str, object]:
+        """What an operator or a probe wants to know, ready for JSON."""
+        state = "draining" if self._core.is_draining else "serving"
+        decisions = sorted(self._decisions_s)
+        running = self._core.num_running
+        return {
+            "state": "failed" if self._failure is not None else state,
+            "failure": self._failure,
+            "ranks": list(self._core.usable_ranks),
+            "running": running,
+            "pending": self._core.num_requests - running,
+            "decision_ms": {
+                name: round(1e3 * decisions[int(q * (len(decisions) - 1))], 3) if decisions else None
+                for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+            },
+        }
+
+    # -- events in, commands out ----------------------------------------------------------------------
+
+    async def _pump_events(self) -> None:
+        try:
+            while True:
+                event = await self._executor.next_event()
+                if isinstance(event, StepProgress):
+                    self._report_progress(event)
+                else:
+                    self._note(event)
+                    self._handle(event)
+        except asyncio.CancelledError:
+            raise
+        except ServerError as error:
+            self._fail(str(error))
+        except Exception as error:
+            _log.exception("the engine failed")
+            self._fail(repr(error))
+
+    def _handle(self, event: ev.Event) -> None:
+        if self._failure is not None:
+            return
+        now_s = time.monotonic()
+        try:
+            commands = self._core.handle(event, now_s)
+            self._decisions_s.append(time.monotonic() - now_s)
+            for command in commands:
+                self._perform(command)
+        except Exception as error:
+            # A bug of ours must not leave clients waiting for ever.
+            _log.exception("the engine failed on %s", event)
+            self._fail(repr(error))
+        self._progressed.set()
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case RunSegment():
+                self._segments[command.segment.segment_id] = command.segment
+                self._executor.run_segment(command)
+            case ReleaseRequest(request_id):
+                self._executor.release(request_id)
+            case FinishRequest():
+                self._finish(command)
+            case EndRequest(request, outcome, error):
+                self._write([outcome_event(outcome, request.request_id, time.monotonic() - self._origin_s)])
+                _, listener = self._listeners.pop(request.request_id)
+                listener.on_error(request, error)
+            case ReformWorld():
+                self._executor.reform_world()
+            case SetTimer(at_s):
+                if self._timer is not None:
+                    self._timer.cancel()
+                delay_s = max(0.0, at_s - time.monotonic())
+                self._timer = asyncio.get_running_loop().call_later(delay_s, self._handle, ev.TimerFired())
+
+    def _finish(self, command: FinishRequest) -> None:
+        request = command.request
+        self._write([outcome_event("finish", request.request_id, command.finish_s - self._origin_s)])
+        pixels = self._executor.take_image(request.request_id)
+        _, listener = self._listeners.pop(request.request_id)
+        listener.on_finish(Answer(request, pixels, command.finish_s, command.predicted_finish_s, command.segments))
+
+    def _note(self, event: ev.Event) -> None:
+        """Keep the timeline and the log."""
+        if isinstance(event, ev.SegmentFinished):
+            segment = self._segments.pop(event.segment_id)
+            self._write(segment_events(segment, event.start_s - self._origin_s, event.end_s - self._origin_s))
+        elif isinstance(event, ev.SegmentFailed):
+            self._segments.pop(event.segment_id)
+            _log.warning("segment %d failed: %s", event.segment_id, event.reason)
+        elif isinstance(event, ev.WorkerLost):
+            _log.warning("rank %d is lost: %s; its requests go on from their host copies", event.rank, event.reason)
+        elif isinstance(event, ev.WorldFormed):
+            _log.info("ranks %s are ready", list(event.ranks))
+
+    def _report_progress(self, event: StepProgress) -> None:
+        entry = self._listeners.get(event.request_id)
+        if entry is not None:
+            request, listener = entry
+            listener.on_progress(request, event.step_index)
+
+    # -- failing --------------------------------------------------------------------------------------
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._fail_listeners(UnavailableError(f"the engine failed: {reason}"))
+        self._progressed.set()
+
+    def _fail_listeners(self, error: TetriserveError) -> None:
+        for request, listener in list(self._listeners.values()):
+            self._write([outcome_event("fail", request.request_id, time.monotonic() - self._origin_s)])
+            listener.on_error(request, error)
+        self._listeners.clear()
+
+    def _write(self, events: list[TraceEvent]) -> None:
+        if self._timeline is not None:
+            self._timeline.write(events)

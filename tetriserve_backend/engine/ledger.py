@@ -1,0 +1,87 @@
+"""Segments that were sent and not yet reported: in what order, and when each should end."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tetriserve_backend.domain import Segment
+
+Resource: TypeAlias = int | str
+"""What a segment occupies: a rank (int) or a request (its id). Both do one segment at a time, in order."""
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A sent segment, how long it should take and when it should end; `started_s` once nothing is before it."""
+
+    segment: Segment
+    duration_s: float
+    end_s: float
+    started_s: float | None
+
+
+class SegmentLedger:
+    """One queue per rank and per request; a segment runs when it is first in all of its queues.
+
+    Times are expectations from the latency table, corrected whenever a segment ends.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[Resource, deque[int]] = {}
+        self._sent: dict[int, InFlight] = {}
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def depth(self, resource: Resource) -> int:
+        """Segments that wait or run on this rank or for this request."""
+        return len(self._queues.get(resource, ()))
+
+    def free_at_s(self, resource: Resource, now_s: float) -> float:
+        """When everything sent to this rank or for this request should be over; `now_s` if nothing is."""
+        queue = self._queues.get(resource)
+        return self._sent[queue[-1]].end_s if queue else now_s
+
+    def send(self, segment: Segment, duration_s: float, now_s: float) -> None:
+        """Append a segment to the queues of its ranks and requests."""
+        resources = _resources(segment)
+        start_s = max(now_s, *(self.free_at_s(resource, now_s) for resource in resources))
+        at_once = all(self.depth(resource) == 0 for resource in resources)
+        self._sent[segment.segment_id] = InFlight(
+            segment, duration_s, start_s + duration_s, started_s=now_s if at_once else None
+        )
+        for resource in resources:
+            self._queues.setdefault(resource, deque()).append(segment.segment_id)
+
+    def take(self, segment_id: int, now_s: float) -> Segment | None:
+        """Remove a segment that ended (well or badly) and expect those behind it anew; None if unknown."""
+        sent = self._sent.pop(segment_id, None)
+        if sent is None:
+            return None
+        behind: set[int] = set()
+        for resource in _resources(sent.segment):
+            queue = self._queues[resource]
+            queue.remove(segment_id)
+            behind.update(queue)
+            if not queue:
+                del self._queues[resource]
+        for other_id in sorted(behind):
+            self._expect(self._sent[other_id], now_s)
+        return sent.segment
+
+    def _expect(self, sent: InFlight, now_s: float) -> None:
+        if sent.started_s is not None:
+            return
+        start_s, first = now_s, True
+        for resource in _resources(sent.segment):
+            queue = self._queues[resource]
+            position = queue.index(sent.segment.segment_id)
+            if position:
+                first = False
+                start_s = max(start_s, self._sent[queue[position - 1]].end_s)
+        sent.started_s = now_s if first else None
+        sent.end_s = start_s + sent.duration_s
+
+
+def _resources(segment: Segment) -> tuple[Resource, ...]:
+    return (*segment.placement.ranks, *(part.request_id for part in segment.parts))
