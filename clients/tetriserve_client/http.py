@@ -1,0 +1,140 @@
+"""The blocking client over plain HTTP: Triton's `generate`, one JSON object in and one out."""
+
+import base64
+import contextlib
+import http.client
+import json
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from tetriserve_client.errors import (
+    RequestTimeoutError,
+    ServerFailureError,
+    ServerUnavailableError,
+    TetriserveClientError,
+    error_from_message,
+)
+from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageRequest, Size, new_request_id
+from tetriserve_client.result import GenerateResult
+from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S
+from tetriserve_client.wire import FieldValue, read_metadata
+
+_OK = 200
+
+# Triton 2.51 crashes on large bodies sent as a form, which is what many HTTP libraries do unless told.
+_HEADERS = {"Content-Type": "application/json"}
+
+
+class HttpTetriserveClient:
+    """Asks a server for images over HTTP, one connection per request; may be used from several threads.
+
+    There is no progress on this way. A caller who stops waiting (timeout, KeyboardInterrupt) leaves no work
+    behind on the server: the request is cancelled there.
+
+    Args:
+        url: the server's HTTP endpoint, as `http://host:port` or `host:port`.
+    """
+
+    def __init__(self, url: str = "localhost:8000") -> None:
+        self._address = urlsplit(url if "//" in url else f"http://{url}")
+        self._url = url
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        size: Size | str | None = None,
+        steps: int | None = None,
+        slo_s: float | None = None,
+        seed: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str | None = None,
+        output_format: str | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> GenerateResult:
+        """Ask for one image and wait for it.
+
+        The fields are those of `ImageRequest`. After `timeout_s` seconds it gives up and cancels; None waits as
+        long as the server takes.
+
+        Raises:
+            TetriserveClientError: see `tetriserve_client.errors` for the kinds.
+        """
+        request = ImageRequest(
+            prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
+        )
+        started_s = time.monotonic()
+        ended = False
+        try:
+            answer = self._post(IMAGE_MODEL, {**request.fields(), "id": request.request_id}, timeout_s)
+            ended = True
+        except RequestTimeoutError:
+            raise
+        except TetriserveClientError:
+            ended = True
+            raise
+        finally:
+            if not ended:
+                self._abandon(request.request_id)
+        latency_s = time.monotonic() - started_s
+        if not answer.get("image"):
+            raise ServerFailureError("the server answered without an image")
+        return GenerateResult(base64.b64decode(answer["image"]), read_metadata(answer["metadata"]), latency_s)
+
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request, wherever it is; False if the server knows of none by this id.
+
+        Raises:
+            TetriserveClientError: the server could not be asked.
+        """
+        return bool(self._control("cancel", target=request_id).get("cancelled"))
+
+    def status(self) -> dict[str, Any]:
+        """What the engine says of itself: state, world size, queue, policy.
+
+        Raises:
+            TetriserveClientError: the server could not be asked.
+        """
+        return self._control("status")
+
+    def _control(self, op: str, **fields: FieldValue) -> dict[str, Any]:
+        return read_metadata(self._post(ENGINE_MODEL, {"op": op, **fields}, CONTROL_TIMEOUT_S)["metadata"])
+
+    def _abandon(self, request_id: str) -> None:
+        # Why the caller stopped matters more than whether the server could be told.
+        with contextlib.suppress(TetriserveClientError):
+            for _ in range(CANCEL_TRIES):
+                if self.cancel(request_id):
+                    return
+                time.sleep(CANCEL_PAUSE_S)
+
+    def _post(self, model: str, fields: dict[str, FieldValue], timeout_s: float | None) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(
+            self._address.hostname or "localhost", self._address.port or 8000, timeout=timeout_s
+        )
+        try:
+            connection.request("POST", f"/v2/models/{model}/generate", json.dumps(fields).encode(), _HEADERS)
+            response = connection.getresponse()
+            status, body = response.status, response.read()
+        except TimeoutError:
+            raise RequestTimeoutError(f"no answer from {self._url} within {timeout_s} s") from None
+        except (OSError, http.client.HTTPException) as failure:
+            raise ServerUnavailableError(f"no TetriServe server answers at {self._url} ({failure})") from failure
+        finally:
+            connection.close()
+        return _read_answer(status, body)
+
+
+def _read_answer(status: int, body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = {"error": body[:200].decode(errors="replace") or "an empty answer"}
+    if not isinstance(answer, dict):
+        raise ServerFailureError(f"the server answered with something else than a JSON object: {body[:200]!r}")
+    # Triton reports a wrong number of responses under status 200, so the key decides and not the status.
+    if status != _OK or "error" in answer:
+        raise error_from_message(str(answer.get("error", answer)), f"http.{status}")
+    return answer

@@ -1,0 +1,80 @@
+"""What to ask for, and how it looks on the wire."""
+
+import re
+import uuid
+from dataclasses import dataclass, field
+
+IMAGE_MODEL = "tetriserve"
+ENGINE_MODEL = "denoise"
+"""The model that takes `op`s: cancellation does not reach it through an ensemble, so clients call it directly."""
+
+_SIZE = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """An image's size in pixels, written WIDTHxHEIGHT as in other image interfaces."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Read `WIDTHxHEIGHT`, for instance `1024x512`.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"size: '{text}' is not WIDTHxHEIGHT, such as 1024x512")
+        return cls(width=int(match[1]), height=int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def new_request_id() -> str:
+    """A request id that no other client has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image asked for. What is None is left to the server's defaults.
+
+    Args:
+        prompt: what to draw.
+        size: a `Size`, or text such as `1024x512` (width first).
+        steps: denoising steps.
+        slo_s: seconds from the request's arrival by which the image should be done.
+        guidance: how closely to follow the prompt.
+        output_format: `png`, `jpeg` or `webp`.
+        request_id: the id under which the server and its timeline know this request; must not be in use.
+    """
+
+    prompt: str
+    size: Size | str | None = None
+    steps: int | None = None
+    slo_s: float | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    output_format: str | None = None
+    request_id: str = field(default_factory=new_request_id)
+
+    def fields(self) -> dict[str, str | int | float]:
+        """The server's public input names with their values, without those left to the server."""
+        size = Size.parse(self.size) if isinstance(self.size, str) else self.size
+        values: dict[str, str | int | float | None] = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "height": size.height if size else None,
+            "width": size.width if size else None,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "seed": self.seed,
+            "latency_threshold": self.slo_s,
+            "output_format": self.output_format,
+        }
+        return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,195 @@
+"""The blocking client over gRPC streams."""
+
+import contextlib
+import queue
+import time
+from collections.abc import Generator, Iterator
+from types import TracebackType
+from typing import Any
+
+from tritonclient import grpc as triton
+
+from tetriserve_client.errors import RequestTimeoutError, ServerFailureError, TetriserveClientError
+from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageRequest, Size, new_request_id
+from tetriserve_client.result import GenerateResult, Progress, ProgressCallback
+from tetriserve_client.wire import FieldValue, Reply, error_of, read_reply, tensors
+
+CONTROL_TIMEOUT_S = 5.0
+"""How long `cancel` and `status` wait: they touch no GPU."""
+
+CANCEL_TRIES, CANCEL_PAUSE_S = 3, 0.1
+"""A request that was sent just now may not have reached the engine when its cancellation does."""
+
+
+class TetriserveClient:
+    """Asks a server for images, one gRPC stream per request; may be used from several threads.
+
+    A caller who stops waiting (timeout, KeyboardInterrupt, a closed generator) leaves no work behind on the
+    server: the request is cancelled there.
+
+    Args:
+        url: host and port of the server's gRPC endpoint.
+    """
+
+    def __init__(self, url: str = "localhost:8001") -> None:
+        self._url = url
+
+    def __enter__(self) -> "TetriserveClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is kept between requests, so nothing is left to close; there for `with`."""
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        size: Size | str | None = None,
+        steps: int | None = None,
+        slo_s: float | None = None,
+        seed: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str | None = None,
+        output_format: str | None = None,
+        request_id: str | None = None,
+        on_progress: ProgressCallback | None = None,
+        timeout_s: float | None = None,
+    ) -> GenerateResult:
+        """Ask for one image and wait for it.
+
+        The fields are those of `ImageRequest`. After `timeout_s` seconds it gives up and cancels; None waits as
+        long as the server takes. `on_progress` is called after each denoising step, in this thread; an exception of it
+        cancels the request.
+
+        Raises:
+            TetriserveClientError: see `tetriserve_client.errors` for the kinds.
+        """
+        request = ImageRequest(
+            prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
+        )
+        with contextlib.closing(self.stream(request, progress=on_progress is not None, timeout_s=timeout_s)) as events:
+            for event in events:
+                if isinstance(event, GenerateResult):
+                    return event
+                if on_progress is not None:
+                    on_progress(event)
+        raise ServerFailureError("the server ended the stream without an image")
+
+    def stream(
+        self, request: ImageRequest, *, progress: bool = True, timeout_s: float | None = None
+    ) -> Generator[Progress | GenerateResult, None, None]:
+        """Yield `Progress` after each step, then one `GenerateResult`; closing the generator cancels the request.
+
+        Raises:
+            TetriserveClientError: see `tetriserve_client.errors` for the kinds.
+        """
+        fields: dict[str, FieldValue] = {**request.fields(), "base64": False, "stream_progress": progress}
+        started_s = time.monotonic()
+        ended = False
+        replies = self._exchange(IMAGE_MODEL, fields, request.request_id, timeout_s)
+        try:
+            result = None
+            for reply in replies:
+                ended = reply.final
+                if reply.image and reply.metadata is not None:
+                    result = GenerateResult(reply.image, reply.metadata, time.monotonic() - started_s)
+                elif reply.metadata is not None and progress:
+                    total = int(reply.metadata["num_inference_steps"])
+                    yield Progress(reply.step, total, time.monotonic() - started_s)
+            ended = True
+            if result is not None:
+                yield result
+        except RequestTimeoutError:
+            raise
+        except TetriserveClientError:
+            ended = True
+            raise
+        finally:
+            replies.close()
+            if not ended:
+                self._abandon(request.request_id)
+
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request, wherever it is; False if the server knows of none by this id.
+
+        Raises:
+            TetriserveClientError: the server could not be asked.
+        """
+        return bool(self._control("cancel", target=request_id).get("cancelled"))
+
+    def status(self) -> dict[str, Any]:
+        """What the engine says of itself: state, world size, queue, policy.
+
+        Raises:
+            TetriserveClientError: the server could not be asked.
+        """
+        return self._control("status")
+
+    def _control(self, op: str, **fields: FieldValue) -> dict[str, Any]:
+        replies = self._exchange(ENGINE_MODEL, {"op": op, **fields}, new_request_id(), CONTROL_TIMEOUT_S)
+        for reply in replies:
+            if reply.metadata is not None:
+                replies.close()
+                return dict(reply.metadata)
+        raise ServerFailureError(f"the server did not answer the operation '{op}'")
+
+    def _abandon(self, request_id: str) -> None:
+        # Why the caller stopped matters more than whether the server could be told.
+        with contextlib.suppress(TetriserveClientError):
+            for _ in range(CANCEL_TRIES):
+                if self.cancel(request_id):
+                    return
+                time.sleep(CANCEL_PAUSE_S)
+
+    def _exchange(
+        self, model: str, fields: dict[str, FieldValue], request_id: str, timeout_s: float | None
+    ) -> "_Replies":
+        return _Replies(self._url, model, fields, request_id, timeout_s)
+
+
+class _Replies:
+    """The responses to one request, on a stream of its own, because tritonclient drops the request id of errors.
+
+    Iterating ends after the final response and raises on an error, after which nothing more would come.
+    """
+
+    def __init__(
+        self, url: str, model: str, fields: dict[str, FieldValue], request_id: str, timeout_s: float | None
+    ) -> None:
+        self._url, self._timeout_s = url, timeout_s
+        self._give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._ended = False
+        self._triton = triton.InferenceServerClient(url)
+        try:
+            self._triton.start_stream(callback=lambda result, error: self._arrived.put((result, error)))
+            self._triton.async_stream_infer(
+                model, tensors(fields), request_id=request_id, enable_empty_final_response=True
+            )
+        except triton.InferenceServerException as failure:
+            self.close()
+            raise error_of(failure, url) from failure
+
+    def __iter__(self) -> Iterator[Reply]:
+        while not self._ended:
+            try:
+                left_s = None if self._give_up_s is None else max(0.0, self._give_up_s - time.monotonic())
+                result, failure = self._arrived.get(timeout=left_s)
+            except queue.Empty:
+                raise RequestTimeoutError(f"no answer from {self._url} within {self._timeout_s} s") from None
+            if failure is not None:
+                raise error_of(failure, self._url)
+            reply = read_reply(result)
+            self._ended = reply.final
+            yield reply
+
+    def close(self) -> None:
+        """Leave the stream, and whatever may still come on it."""
+        self._ended = True
+        self._triton.stop_stream(cancel_requests=True)
+        self._triton.close()
