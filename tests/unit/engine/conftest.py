@@ -1,0 +1,36 @@
+"""A latency table with round numbers and helpers to drive the pure core by hand."""
+
+import pytest
+
+from tetriserve_backend.domain import Request
+from tetriserve_backend.latency_table import LatencyTable
+
+STEP_S = {256: (0.1, 0.08, 0.07), 512: (0.4, 0.2, 0.1)}
+
+
+@pytest.fixture(scope="session")
+def table() -> LatencyTable:
+    return LatencyTable.from_dict(
+        {
+            "schema": "tetriserve.latency_table/1",
+            "model": "test",
+            "device": "test",
+            "world_size": 4,
+            "dtype": "float32",
+            "source": "analytic",
+            "software": {},
+            "step": [
+                {"height": side, "width": side, "batch": 1, "sp": sp, "seconds": seconds}
+                for side, column in STEP_S.items()
+                for sp, seconds in zip((1, 2, 4), column, strict=True)
+            ],
+            "encode": [{"batch": 1, "seconds": 0.02}],
+            "decode": [{"height": side, "width": side, "seconds": 0.05} for side in STEP_S],
+            "dispatch_seconds": 0.001,
+        },
+        origin="test",
+    )
+
+
+def make_request(request_id: str = "r0", side: int = 256, arrival_s: float = 0.0, slo_s: float = 5.0) -> Request:
+    return Request(request_id, side, side, num_steps=5, arrival_s=arrival_s, deadline_s=arrival_s + slo_s)

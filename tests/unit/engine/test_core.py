@@ -1,0 +1,243 @@
+"""The core answers each event with exactly the right commands."""
+
+import pytest
+
+from tests.unit.engine.conftest import make_request
+from tetriserve_backend.domain import (
+    Assignment,
+    InvalidRequestError,
+    Placement,
+    Plan,
+    Request,
+    RequestCancelledError,
+    RequestFailedError,
+    SegmentKind,
+    UnavailableError,
+)
+from tetriserve_backend.engine import events as ev
+from tetriserve_backend.engine.commands import (
+    EndRequest,
+    FinishRequest,
+    ReformWorld,
+    ReleaseRequest,
+    RunSegment,
+    SetTimer,
+    SourceKind,
+)
+from tetriserve_backend.engine.config import EngineSettings
+from tetriserve_backend.engine.core import EngineCore, PlanError
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.scheduler.view import SchedulerView
+
+
+class ScriptedPolicy:
+    """Plays plans that the test wrote; an empty plan once they are used up."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+        self.views: list[SchedulerView] = []
+
+    def plan(self, view: SchedulerView, now_s: float) -> Plan:
+        self.views.append(view)
+        return self.plans.pop(0) if self.plans else Plan()
+
+
+def encode(request_id: str, rank: int = 0) -> Assignment:
+    return Assignment(SegmentKind.ENCODE, (request_id,), Placement((rank,)))
+
+
+def denoise(request_id: str, ranks: tuple[int, ...], steps: int) -> Assignment:
+    return Assignment(SegmentKind.DENOISE, (request_id,), Placement(ranks), steps)
+
+
+def decode(request_id: str, rank: int) -> Assignment:
+    return Assignment(SegmentKind.DECODE, (request_id,), Placement((rank,)))
+
+
+@pytest.fixture
+def policy() -> ScriptedPolicy:
+    return ScriptedPolicy()
+
+
+@pytest.fixture
+def core(policy: ScriptedPolicy, table: LatencyTable) -> EngineCore:
+    return EngineCore(policy, table, 4, EngineSettings(max_retries=1))
+
+
+def run(core: EngineCore, policy: ScriptedPolicy, request: Request, *assignments: Assignment) -> list[RunSegment]:
+    policy.plans.append(Plan(assignments))
+    commands = core.handle(ev.RequestArrived(request), request.arrival_s)
+    assert all(isinstance(command, RunSegment) for command in commands)
+    return [command for command in commands if isinstance(command, RunSegment)]
+
+
+def finish(core: EngineCore, command: RunSegment, now_s: float) -> list[object]:
+    return list(core.handle(ev.SegmentFinished(command.segment.segment_id, now_s - 0.1, now_s), now_s))
+
+
+def test_a_request_goes_through_encode_denoise_decode_and_is_answered(core, policy):
+    first, second, third = run(
+        core, policy, make_request(), encode("r0"), denoise("r0", (0, 1), 5), decode("r0", 1)
+    )
+    assert [c.segment.kind.value for c in (first, second, third)] == ["encode", "denoise", "decode"]
+    assert second.segment.parts[0].first_step == 0 and second.segment.num_steps == 5
+    assert finish(core, first, 1.0) == [] and finish(core, second, 2.0) == []
+    answer, release = finish(core, third, 3.0)
+    assert isinstance(answer, FinishRequest) and answer.finish_s == 3.0
+    assert [record.kind for record in answer.segments] == ["encode", "denoise", "decode"]
+    assert release == ReleaseRequest("r0") and core.is_idle
+
+
+def test_hand_over_names_where_the_tensors_are(core, policy):
+    commands = run(
+        core,
+        policy,
+        make_request(),
+        encode("r0", 0),
+        denoise("r0", (0, 1), 1),
+        denoise("r0", (0, 1), 1),
+        denoise("r0", (1,), 1),
+        denoise("r0", (2, 3), 1),
+        denoise("r0", (0, 1, 2, 3), 1),
+        decode("r0", 3),
+    )
+    overs = [command.hand_over[0] for command in commands]
+    kinds = [(over.conditioning.kind, over.latent.kind) for over in overs]
+    K = SourceKind
+    assert kinds == [
+        (K.CREATE, K.CREATE),
+        (K.BROADCAST, K.CREATE),
+        (K.RESIDENT, K.RESIDENT),
+        (K.RESIDENT, K.RESIDENT),
+        (K.HOST, K.HOST),
+        (K.RESIDENT, K.BROADCAST),  # rank 0 and 1 have the prompt but an old latent
+        (K.CREATE, K.RESIDENT),
+    ]
+    assert overs[1].conditioning.root == 0 and overs[4].latent.root == 2 and overs[5].latent.root == 2
+
+
+def test_cancel_answers_at_once_and_what_runs_is_forgotten_when_it_ends(core, policy):
+    (first,) = run(core, policy, make_request(), encode("r0"))
+    end, release = core.handle(ev.RequestCancelled("r0"), 0.5)
+    assert isinstance(end, EndRequest) and end.outcome == "cancel" and isinstance(end.error, RequestCancelledError)
+    assert release == ReleaseRequest("r0")
+    assert core.knows("r0"), "the id stays taken while a segment of it runs"
+    assert finish(core, first, 1.0) == []
+    assert not core.knows("r0") and core.is_idle
+
+
+def test_cancelling_an_unknown_request_does_nothing(core):
+    assert core.handle(ev.RequestCancelled("nobody"), 0.0) == []
+
+
+def test_lost_rank_sends_the_request_on_from_its_host_copy(core, policy):
+    first, second, third = run(
+        core, policy, make_request(), encode("r0"), denoise("r0", (0, 1), 2), denoise("r0", (0, 1), 2)
+    )
+    finish(core, first, 1.0)
+    finish(core, second, 2.0)
+    core.handle(ev.WorkerLost(1, "killed"), 2.1)
+    policy.plans.append(Plan((denoise("r0", (0,), 1),)))
+    (again,) = core.handle(ev.SegmentFailed(third.segment.segment_id, "rank 1 died", retryable=True), 2.1)
+    assert again.segment.parts[0].first_step == 2, "the two finished steps are kept"
+    assert again.hand_over[0].latent.kind is SourceKind.HOST
+    assert [view.rank for view in policy.views[-1].ranks] == [0, 2, 3]
+
+
+def test_successors_of_a_failed_segment_are_awaited_before_the_request_goes_on(core, policy):
+    first, second = run(core, policy, make_request(), encode("r0"), denoise("r0", (0,), 1))
+    planned = len(policy.views)
+    core.handle(ev.SegmentFailed(first.segment.segment_id, "lost", retryable=True), 0.1)
+    assert len(policy.views) == planned, "there is nothing to plan for"
+    core.handle(ev.SegmentFailed(second.segment.segment_id, "lost", retryable=True), 0.1)
+    (view,) = policy.views[-1].requests
+    assert view.next_kind is SegmentKind.ENCODE and view.remaining_steps == 5
+
+
+def test_a_request_that_loses_its_ranks_again_and_again_fails_alone(core, policy):
+    (first,) = run(core, policy, make_request(), encode("r0"))
+    policy.plans.append(Plan((encode("r0"),)))
+    (again,) = core.handle(ev.SegmentFailed(first.segment.segment_id, "lost", retryable=True), 0.1)
+    end, _ = core.handle(ev.SegmentFailed(again.segment.segment_id, "lost", retryable=True), 0.2)
+    assert isinstance(end, EndRequest) and isinstance(end.error, RequestFailedError)
+    assert "2 times" in str(end.error)
+
+
+def test_an_error_in_the_work_fails_the_request_at_once(core, policy):
+    (first,) = run(core, policy, make_request(), encode("r0"))
+    end, release = core.handle(ev.SegmentFailed(first.segment.segment_id, "out of memory", retryable=False), 0.1)
+    assert end.outcome == "fail" and "out of memory" in str(end.error) and release == ReleaseRequest("r0")
+
+
+def test_groups_are_formed_anew_once_every_lost_rank_is_loaded_and_nothing_runs(core, policy):
+    (running,) = run(core, policy, make_request(), encode("r0", 3))
+    core.handle(ev.WorkerLost(0, "killed"), 0.1)
+    planned = len(policy.views)
+    assert core.handle(ev.WorkerReady(0), 1.0) == [], "rank 3 still runs"
+    assert len(policy.views) == planned, "nothing new is started meanwhile"
+    assert finish(core, running, 2.0) == [ReformWorld()]
+    assert core.usable_ranks == (1, 2, 3)
+    core.handle(ev.WorldFormed((0, 1, 2, 3)), 2.1)
+    assert core.usable_ranks == (0, 1, 2, 3)
+
+
+def test_a_rank_lost_while_groups_form_takes_the_world_out_until_the_next_try(core, policy):
+    core.handle(ev.WorkerLost(0, "killed"), 0.1)
+    assert core.handle(ev.WorkerReady(0), 1.0) == [ReformWorld()]
+    core.handle(ev.WorkerLost(2, "killed"), 1.1)
+    assert core.usable_ranks == ()
+    # Rank 0 is loaded and still waits, so the try begins again as soon as rank 2 is there.
+    assert core.handle(ev.WorkerReady(2), 2.0) == [ReformWorld()]
+
+
+def test_draining_refuses_new_requests_and_aborting_fails_the_rest(core, policy):
+    run(core, policy, make_request(), encode("r0"))
+    core.handle(ev.DrainRequested(), 0.1)
+    (end,) = core.handle(ev.RequestArrived(make_request("r1")), 0.2)
+    assert end.outcome == "reject" and isinstance(end.error, UnavailableError)
+    end, _ = core.handle(ev.AbortRequested("stopped"), 0.3)
+    assert end.request.request_id == "r0" and end.outcome == "fail" and "stopped" in str(end.error)
+
+
+def test_a_resolution_outside_the_table_is_refused(core):
+    (end,) = core.handle(ev.RequestArrived(make_request(side=4096)), 0.0)
+    assert end.outcome == "reject" and isinstance(end.error, InvalidRequestError)
+
+
+def test_a_timer_is_set_once_for_one_wake_time(core, policy):
+    policy.plans = [Plan(wake_at_s=1.0), Plan(wake_at_s=1.0), Plan(wake_at_s=2.0)]
+    assert core.handle(ev.RequestArrived(make_request()), 0.0) == [SetTimer(1.0)]
+    assert core.handle(ev.RequestCancelled("nobody"), 0.1) == []
+    assert core.handle(ev.TimerFired(), 1.0) == [SetTimer(2.0)]
+
+
+def test_expected_end_times_follow_the_table_and_what_really_happened(core, policy, table):
+    first, second = run(core, policy, make_request(), encode("r0"), denoise("r0", (0, 1), 2))
+    view = core.view(0.0)
+    encode_s, denoise_s = 0.02 + table.dispatch_s, 2 * 0.08 + table.dispatch_s
+    assert view.requests[0].ready_at_s == pytest.approx(encode_s + denoise_s)
+    assert [rank.free_at_s for rank in view.ranks] == pytest.approx([encode_s + denoise_s] * 2 + [0.0] * 2)
+    finish(core, first, 1.0)
+    assert core.view(1.0).ranks[1].free_at_s == pytest.approx(1.0 + denoise_s), "the encode took longer"
+    finish(core, second, 1.1)
+    assert core.view(1.1).ranks[1].free_at_s == 1.1
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        (denoise("r0", (0,), 1),),
+        (encode("r0"), encode("r0")),
+        (encode("nobody"),),
+        (encode("r0"), denoise("r0", (0,), 0)),
+        (encode("r0"), denoise("r0", (7,), 1)),
+        (encode("r0"), decode("r0", 0)),
+    ],
+    ids=["denoise before encode", "encode twice", "unknown request", "no steps", "no such rank", "decode too early"],
+)
+def test_a_plan_that_breaks_the_rules_is_a_bug_and_says_so(core, policy, assignments):
+    policy.plans.append(Plan(assignments))
+    with pytest.raises(PlanError):
+        core.handle(ev.RequestArrived(make_request()), 0.0)
