@@ -73,6 +73,16 @@ class AsyncTetriserveClient:
         request = ImageRequest(
             prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
         )
+        return await self.send(request, on_progress=on_progress, timeout_s=timeout_s)
+
+    async def send(
+        self, request: ImageRequest, *, on_progress: ProgressCallback | None = None, timeout_s: float | None = None
+    ) -> GenerateResult:
+        """As `generate`, for a request made before.
+
+        Raises:
+            TetriserveClientError: see `tetriserve_client.errors` for the kinds.
+        """
         events = self.stream(request, progress=on_progress is not None, timeout_s=timeout_s)
         async with contextlib.aclosing(events):
             async for event in events:

@@ -65,6 +65,14 @@ class HttpTetriserveClient:
         request = ImageRequest(
             prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
         )
+        return self.send(request, timeout_s=timeout_s)
+
+    def send(self, request: ImageRequest, *, timeout_s: float | None = None) -> GenerateResult:
+        """As `generate`, for a request made before.
+
+        Raises:
+            TetriserveClientError: see `tetriserve_client.errors` for the kinds.
+        """
         started_s = time.monotonic()
         ended = False
         try:

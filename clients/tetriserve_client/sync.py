@@ -72,6 +72,16 @@ class TetriserveClient:
         request = ImageRequest(
             prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
         )
+        return self.send(request, on_progress=on_progress, timeout_s=timeout_s)
+
+    def send(
+        self, request: ImageRequest, *, on_progress: ProgressCallback | None = None, timeout_s: float | None = None
+    ) -> GenerateResult:
+        """As `generate`, for a request made before.
+
+        Raises:
+            TetriserveClientError: see `tetriserve_client.errors` for the kinds.
+        """
         with contextlib.closing(self.stream(request, progress=on_progress is not None, timeout_s=timeout_s)) as events:
             for event in events:
                 if isinstance(event, GenerateResult):
@@ -173,7 +183,9 @@ class _Replies:
             )
         except triton.InferenceServerException as failure:
             self.close()
-            raise error_of(failure, url) from failure
+            # Where the connection failed at once, tritonclient tells the reason to the callback alone.
+            reason = failure if self._arrived.empty() else self._arrived.get()[1]
+            raise error_of(reason, url) from failure
 
     def __iter__(self) -> Iterator[Reply]:
         while not self._ended:
