@@ -1,0 +1,128 @@
+"""The file format of a latency table, checked field by field."""
+
+from collections.abc import Hashable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError
+
+SCHEMA = "tetriserve.latency_table/1"
+
+_Side = Annotated[int, Field(gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)]
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    """Unknown keys are kept, so that a newer writer loses nothing when an older reader saves the file."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+
+
+class StepEntry(_Part):
+    """Seconds of one denoising step of one forward pass of `batch` images on `sp` ranks."""
+
+    height: _Side
+    width: _Side
+    batch: _Count
+    sp: _Count
+    seconds: Annotated[float, Field(gt=0)]
+    cv: _Seconds | None = None
+    samples: _Count | None = None
+
+
+class EncodeEntry(_Part):
+    """Seconds of the text encoders for `batch` prompts on one rank."""
+
+    batch: _Count
+    seconds: _Seconds
+
+
+class DecodeEntry(_Part):
+    """Seconds of the VAE for one image on one rank."""
+
+    height: _Side
+    width: _Side
+    seconds: _Seconds
+
+
+class TableDocument(_Part):
+    """A whole `*.latency.json`."""
+
+    schema_: Annotated[Literal["tetriserve.latency_table/1"], Field(alias="schema")]
+    model: str
+    device: str
+    world_size: _Count
+    dtype: str
+    source: Literal["measured", "analytic", "published"]
+    software: dict[str, str] = {}
+    step: Annotated[list[StepEntry], Field(min_length=1)]
+    encode: Annotated[list[EncodeEntry], Field(min_length=1)]
+    decode: Annotated[list[DecodeEntry], Field(min_length=1)]
+    dispatch_seconds: _Seconds
+
+
+def parse_document(raw: object, origin: str) -> TableDocument:
+    """Check what a file holds.
+
+    Args:
+        raw: the parsed JSON.
+        origin: the name by which errors call the file.
+
+    Raises:
+        LatencyTableError: names the file, the field with its index, and what was expected there.
+    """
+    if not isinstance(raw, dict):
+        raise LatencyTableError(f"latency table {origin}: expected a JSON object, got {type(raw).__name__}")
+    try:
+        document = TableDocument.model_validate(raw)
+    except ValidationError as error:
+        raise LatencyTableError(_describe(error, origin)) from None
+    _check_consistency(document, origin)
+    return document
+
+
+def dump_document(document: TableDocument) -> dict[str, Any]:
+    """The document as JSON values: every key that was read, known or not, and nothing else."""
+    return document.model_dump(by_alias=True, exclude_unset=True)
+
+
+def _describe(error: ValidationError, origin: str) -> str:
+    first = error.errors(include_url=False)[0]
+    field = ""
+    for part in first["loc"]:
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "missing":
+        return f"latency table {origin}: {field}: missing; expected by schema {SCHEMA}{more}"
+    return f"latency table {origin}: {field}: {first['msg']}, got {first['input']!r:.80}{more}"
+
+
+def _check_consistency(document: TableDocument, origin: str) -> None:
+    for index, entry in enumerate(document.step):
+        if entry.sp > document.world_size:
+            raise LatencyTableError(
+                f"latency table {origin}: step[{index}].sp: expected at most world_size = {document.world_size}, "
+                f"got {entry.sp}"
+            )
+    _check_unique("step", ((e.height, e.width, e.batch, e.sp) for e in document.step), origin)
+    _check_unique("encode", (e.batch for e in document.encode), origin)
+    _check_unique("decode", ((e.height, e.width) for e in document.decode), origin)
+    for name, batches in (("step", {e.batch for e in document.step}), ("encode", {e.batch for e in document.encode})):
+        if 1 not in batches:
+            raise LatencyTableError(f"latency table {origin}: {name}: expected at least one entry with batch = 1")
+
+
+def _check_unique(name: str, keys: Iterable[Hashable], origin: str) -> None:
+    first_index: dict[Hashable, int] = {}
+    for index, key in enumerate(keys):
+        if key in first_index:
+            raise LatencyTableError(
+                f"latency table {origin}: {name}[{index}]: duplicate of {name}[{first_index[key]}]; "
+                f"expected one entry per {_KEY_FIELDS[name]}"
+            )
+        first_index[key] = index
+
+
+_KEY_FIELDS = {"step": "(height, width, batch, sp)", "encode": "batch", "decode": "(height, width)"}

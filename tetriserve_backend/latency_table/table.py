@@ -1,0 +1,176 @@
+"""The latency table: seconds per step, encode and decode, looked up in constant time."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, image_tokens
+from tetriserve_backend.latency_table.curve import TokenCurve
+from tetriserve_backend.latency_table.document import TableDocument, dump_document, parse_document
+
+
+class LatencyTable:
+    """What one model costs on one kind of machine; immutable.
+
+    A shape that was not profiled takes the time of its latent tokens on the line between its profiled
+    neighbours; a shape with fewer or more tokens than any profiled one is refused. Every answer is
+    cached per shape, because schedulers ask in their innermost loops.
+    """
+
+    def __init__(self, document: TableDocument, origin: str) -> None:
+        """Index a checked document; use `load` or `from_dict` to get one."""
+        self._document = document
+        self._origin = origin
+        self.model = document.model
+        self.device = document.device
+        self.world_size = document.world_size
+        self.dtype = document.dtype
+        self.source = document.source
+        self.dispatch_s = document.dispatch_seconds
+        self.resolutions = tuple(
+            sorted({(e.height, e.width) for e in document.step if e.batch == 1}, key=lambda s: (image_tokens(*s), s))
+        )
+        """Profiled (height, width) pairs, fewest tokens first."""
+        points: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        for entry in document.step:
+            points.setdefault((entry.sp, entry.batch), []).append(
+                (image_tokens(entry.height, entry.width), entry.seconds)
+            )
+        self._step_curves = {key: TokenCurve(values) for key, values in points.items()}
+        self._step_cache = {(e.height, e.width, e.sp, e.batch): e.seconds for e in document.step}
+        self._decode_curve = TokenCurve((image_tokens(e.height, e.width), e.seconds) for e in document.decode)
+        self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
+        self._encode = {e.batch: e.seconds for e in document.encode}
+        self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
+        single = [curve for (_, batch), curve in self._step_curves.items() if batch == 1]
+        self._min_tokens = max(min(curve.min_tokens for curve in single), self._decode_curve.min_tokens)
+        self._max_tokens = min(max(curve.max_tokens for curve in single), self._decode_curve.max_tokens)
+        if self._min_tokens > self._max_tokens:
+            raise LatencyTableError(f"latency table {origin}: decode: expected entries for the resolutions of step")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LatencyTable":
+        """Read and check a `*.latency.json`.
+
+        Raises:
+            LatencyTableError: the file is missing, not JSON, or breaks the format; names file and field.
+        """
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LatencyTableError(f"latency table {path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise LatencyTableError(f"latency table {path}: expected JSON: {error}") from error
+        return cls.from_dict(raw, origin=str(path))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], origin: str) -> "LatencyTable":
+        """Check parsed JSON; `origin` is what errors call it.
+
+        Raises:
+            LatencyTableError: the format is broken; names origin and field.
+        """
+        return cls(parse_document(raw, origin), origin)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON values, unknown keys included."""
+        return dump_document(self._document)
+
+    def save(self, path: str | Path) -> None:
+        """Write the table so that a reader sees the old file or the whole new one, never a part."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        scratch.replace(target)
+
+    def step_s(self, height: int, width: int, sp: int, batch: int = 1) -> float:
+        """Seconds of one denoising step of `batch` images of this shape on `sp` ranks.
+
+        Raises:
+            LatencyTableError: the shape lies outside the profiled range, or `sp` or `batch` was not profiled there.
+        """
+        key = (height, width, sp, batch)
+        seconds = self._step_cache.get(key)
+        if seconds is None:
+            self.check_resolution(height, width)
+            curve = self._step_curves.get((sp, batch))
+            tokens = image_tokens(height, width)
+            if curve is None or not curve.covers(tokens):
+                raise LatencyTableError(
+                    f"latency table {self._origin}: no step of {height}x{width} with sp = {sp}, batch = {batch}; "
+                    f"profiled (sp, batch): {sorted(k for k, c in self._step_curves.items() if c.covers(tokens))}"
+                )
+            seconds = self._step_cache[key] = curve.seconds_at(tokens)
+        return seconds
+
+    def encode_s(self, batch: int = 1) -> float:
+        """Seconds of the text encoders for `batch` prompts on one rank.
+
+        Raises:
+            LatencyTableError: `batch` was not profiled.
+        """
+        if batch not in self._encode:
+            raise LatencyTableError(
+                f"latency table {self._origin}: no encode with batch = {batch}; profiled: {sorted(self._encode)}"
+            )
+        return self._encode[batch]
+
+    def decode_s(self, height: int, width: int) -> float:
+        """Seconds of the VAE for one image of this shape on one rank.
+
+        Raises:
+            LatencyTableError: the shape lies outside the profiled range.
+        """
+        seconds = self._decode_cache.get((height, width))
+        if seconds is None:
+            self.check_resolution(height, width)
+            seconds = self._decode_cache[height, width] = self._decode_curve.seconds_at(image_tokens(height, width))
+        return seconds
+
+    def degrees(self, height: int, width: int) -> tuple[int, ...]:
+        """Degrees that this shape may run at, ascending: profiled around it, and dividing its latent tokens.
+
+        Raises:
+            LatencyTableError: the shape lies outside the profiled range.
+        """
+        degrees = self._degrees_cache.get((height, width))
+        if degrees is None:
+            self.check_resolution(height, width)
+            tokens = image_tokens(height, width)
+            degrees = self._degrees_cache[height, width] = tuple(
+                sp
+                for (sp, batch), curve in sorted(self._step_curves.items())
+                if batch == 1 and tokens % sp == 0 and curve.covers(tokens)
+            )
+        return degrees
+
+    def fastest_degree(self, height: int, width: int) -> int:
+        """The degree with the shortest step of this shape; the smallest of equals."""
+        return min(self.degrees(height, width), key=lambda sp: (self.step_s(height, width, sp), sp))
+
+    def fastest_step_s(self, height: int, width: int) -> float:
+        """Seconds of one step of this shape at its fastest degree."""
+        return self.step_s(height, width, self.fastest_degree(height, width))
+
+    def check_resolution(self, height: int, width: int) -> None:
+        """Refuse a shape that this table cannot tell the time of.
+
+        Raises:
+            LatencyTableError: a side is no positive multiple of 16, or the latent tokens lie outside the
+                profiled range; the message names the allowed range in tokens and in pixels.
+        """
+        side = PIXELS_PER_TOKEN_SIDE
+        if height <= 0 or width <= 0 or height % side or width % side:
+            raise LatencyTableError(
+                f"latency table {self._origin}: {height}x{width}: expected height and width to be "
+                f"positive multiples of {side} pixels"
+            )
+        tokens = image_tokens(height, width)
+        if not self._min_tokens <= tokens <= self._max_tokens:
+            raise LatencyTableError(
+                f"latency table {self._origin}: {height}x{width} has {tokens} latent tokens; expected "
+                f"{self._min_tokens} to {self._max_tokens} (height times width from "
+                f"{self._min_tokens * side * side} to {self._max_tokens * side * side} pixels)"
+            )
