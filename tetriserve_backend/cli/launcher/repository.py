@@ -1,0 +1,80 @@
+"""Renders the model repository with the settings into a private working copy."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tetriserve_backend
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings_sources import to_parameters
+
+MODELS: Final = ("preprocess", "denoise", "postprocess", "tetriserve", "tetriserve_infer")
+
+_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "preprocess": ("request",),
+    "denoise": ("model", "executor", "scheduler", "engine", "latency_table", "quick_resolutions", "timeline"),
+    "tetriserve_infer": ("front",),
+}
+"""Which settings each model reads."""
+
+
+def find_model_repository() -> Path:
+    """The checked-in model repository: beside the package in a checkout, inside it when installed.
+
+    Raises:
+        ConfigurationError: neither is there.
+    """
+    package = Path(tetriserve_backend.__file__).parent
+    for folder in (package.parent / "model_repository", package / "model_repository"):
+        if (folder / "denoise" / "config.pbtxt").is_file():
+            return folder
+    raise ConfigurationError(f"no model_repository beside or inside {package}: the installation is broken")
+
+
+def render_repository(source: Path, target: Path, settings: ServerSettings) -> None:
+    """Copy the models from `source` to `target`, with `settings` as parameters of their `config.pbtxt`.
+
+    Other models in `source` are copied as they are.
+
+    Raises:
+        ConfigurationError: a model is missing or its `config.pbtxt` cannot be read.
+    """
+    missing = [name for name in MODELS if not (source / name / "config.pbtxt").is_file()]
+    if missing:
+        raise ConfigurationError(f"model repository {source}: no config.pbtxt of {', '.join(missing)}")
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in MODELS:
+        # Triton wants a version folder of an ensemble too, and an empty one may get lost on the way.
+        (target / name / "1").mkdir(exist_ok=True)
+        set_parameters(target / name / "config.pbtxt", to_parameters(settings, _SECTIONS.get(name, ())))
+
+
+def set_parameters(path: Path, parameters: Mapping[str, str]) -> None:
+    """Write `parameters` into a `config.pbtxt`; those of other names stay.
+
+    Raises:
+        ConfigurationError: it is not a model configuration.
+    """
+    config = read_config(path)
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    from google.protobuf import text_format
+
+    path.write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+def read_config(path: Path) -> Any:
+    """A `config.pbtxt` as tritonclient's `ModelConfig` message.
+
+    Raises:
+        ConfigurationError: it is not a model configuration.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error

@@ -1,0 +1,190 @@
+"""Keeps one server alive, and ends it without leaving anything behind."""
+
+import threading
+import time
+from collections.abc import Callable
+from enum import IntEnum
+
+from tetriserve_backend.cli.launcher.log_tail import LogTail
+from tetriserve_backend.cli.launcher.plan import LaunchPlan
+from tetriserve_backend.cli.launcher.probe import ProbeError, ProbeLoop, ServerClient
+from tetriserve_backend.cli.launcher.processes import clean_up, kill_marked, remove_shared_memory
+from tetriserve_backend.cli.launcher.reaper import Reaper
+from tetriserve_backend.cli.launcher.restarts import RestartBudget
+from tetriserve_backend.cli.launcher.server_process import TritonServer
+from tetriserve_backend.cli.launcher.state_file import StateFile
+
+_POLL_S = 0.1
+_SAY_EVERY_S = 10.0
+_LOG_LINES = 30
+_DRAIN_ANSWER_S = 5.0
+
+
+class ExitCode(IntEnum):
+    """Exit status of `tetriserve serve`."""
+
+    STOPPED = 0
+    START_FAILED = 1
+    WRONG_CONFIGURATION = 2
+    GAVE_UP = 3
+    KILLED = 130
+
+
+class Supervisor:
+    """Starts the server, watches it, starts it anew when part of it is dead, and stops it when asked.
+
+    A dead stub cannot be replaced alone: clients of a decoupled model would wait for ever on the old one.
+    So the whole server is started anew; the broken connections are the waiting clients' error.
+
+    Args:
+        plan: how to start the server.
+        say: tells an operator what happens.
+        state: a file that tells the same to programs.
+    """
+
+    def __init__(self, plan: LaunchPlan, say: Callable[[str], None], state: StateFile) -> None:
+        self._plan, self._say, self._state = plan, say, state
+        self._settings = plan.settings.supervisor
+        self._client = ServerClient(plan.endpoints)
+        self._log = LogTail(plan.log_path)
+        self._reaper = Reaper(plan.run, plan.import_path)
+        self._stop_asked = threading.Event()
+        self._kill_asked = threading.Event()
+
+    def ask_to_stop(self) -> None:
+        """Stop once the running requests are done; asked a second time, stop now. Callable from a signal handler."""
+        if self._stop_asked.is_set():
+            self._kill_asked.set()
+        self._stop_asked.set()
+
+    def run(self) -> ExitCode:
+        """Serve until asked to stop, or until it makes no sense any more. Nothing is left when it returns."""
+        try:
+            self._reaper.ensure()
+            return self._serve()
+        finally:
+            stayed = clean_up(self._plan.run)
+            if stayed:
+                self._say(f"these processes could not be killed: {stayed}")
+            self._reaper.dismiss()
+            self._state.write("stopped")
+
+    def _serve(self) -> ExitCode:
+        budget = RestartBudget(self._settings.max_restarts, self._settings.restart_window_s)
+        was_ready = False
+        start_index = 0
+        died_s = time.monotonic()
+        while True:
+            server = self._plan.make_server(start_index)
+            server.start()
+            self._state.write("restarting" if was_ready else "starting", server_pid=server.pid, restarts=start_index)
+            failure = self._wait_ready(server)
+            if failure is None and not self._stop_asked.is_set():
+                took_s = time.monotonic() - died_s
+                self._say(f"ready after {took_s:.1f} s: {self._addresses()}")
+                self._state.write("ready", server_pid=server.pid, restarts=start_index)
+                was_ready = True
+                failure = self._watch(server)
+            if failure is None:
+                return self._stop(server, drain=was_ready)
+            died_s = time.monotonic()
+            self._destroy()
+            delay_s = budget.take(died_s) if was_ready else None
+            if delay_s is None:
+                return self._give_up(failure, was_ready)
+            self._say(f"{failure}; starting the server anew{f' in {delay_s:.0f} s' if delay_s else ''}")
+            self._stop_asked.wait(delay_s)
+            start_index += 1
+
+    def _wait_ready(self, server: TritonServer) -> str | None:
+        """None when the server answers or a stop was asked for, else what went wrong."""
+        start_s = said_s = time.monotonic()
+        while not self._stop_asked.wait(_POLL_S):
+            now_s = time.monotonic()
+            self._pass_on_news()
+            if (death := server.find_death()) is not None:
+                return f"{death} before it was ready"
+            if self._client.is_ready():
+                try:
+                    self._client.probe(self._settings.probe_timeout_s)
+                except ProbeError as error:
+                    if now_s - start_s > self._settings.ready_timeout_s:
+                        return f"the server is loaded but does not answer: {error}"
+                else:
+                    server.note_stubs()
+                    return None
+            if now_s - start_s > self._settings.ready_timeout_s:
+                return f"not ready after {self._settings.ready_timeout_s:.0f} s"
+            if now_s - said_s > _SAY_EVERY_S:
+                said_s = now_s
+                self._say(f"starting, {now_s - start_s:.0f} s so far")
+        return None
+
+    def _watch(self, server: TritonServer) -> str | None:
+        """None when a stop was asked for, else what died."""
+        probes = ProbeLoop(
+            lambda: self._client.probe(self._settings.probe_timeout_s),
+            self._settings.probe_interval_s,
+            self._settings.probe_failures,
+        )
+        probes.start()
+        try:
+            while not self._stop_asked.wait(_POLL_S):
+                self._pass_on_news()
+                self._reaper.ensure()
+                failure = server.find_death() or probes.unhealthy
+                if failure is not None:
+                    return failure
+        finally:
+            probes.stop()
+        return None
+
+    def _stop(self, server: TritonServer, drain: bool) -> ExitCode:
+        self._state.write("stopping", server_pid=server.pid)
+        if not drain:
+            self._say("stopped before it was ready")
+            return ExitCode.STOPPED
+        timeout_s = self._plan.settings.engine.drain_timeout_s
+        self._say(f"stopping: running requests have {timeout_s:g} s; once more to stop now")
+        self._until_done(lambda: self._drain(timeout_s + _DRAIN_ANSWER_S))
+        if not self._kill_asked.is_set():
+            server.terminate()
+            ended = self._until_done(lambda: server.wait(self._settings.exit_timeout_s))
+            if not ended:
+                self._say("the server did not end by itself and is killed")
+        return ExitCode.KILLED if self._kill_asked.is_set() else ExitCode.STOPPED
+
+    def _drain(self, timeout_s: float) -> bool:
+        try:
+            self._client.drain(self._plan.control_token, timeout_s)
+        except ProbeError as error:
+            self._say(f"running requests could not be waited for: {error}")
+            return False
+        return True
+
+    def _until_done(self, work: Callable[[], bool]) -> bool:
+        """The result of `work`, done beside; false as soon as somebody asks to stop now."""
+        results: list[bool] = []
+        thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._kill_asked.is_set():
+            thread.join(_POLL_S)
+        return bool(results and results[0])
+
+    def _give_up(self, failure: str, was_ready: bool) -> ExitCode:
+        for line in self._log.last_lines(_LOG_LINES):
+            self._say(f"log: {line}")
+        self._say(f"{failure}; giving up")
+        return ExitCode.GAVE_UP if was_ready else ExitCode.START_FAILED
+
+    def _destroy(self) -> None:
+        kill_marked(self._plan.run.run_id)
+        remove_shared_memory(self._plan.run.shm_prefix)
+
+    def _pass_on_news(self) -> None:
+        for line in self._log.news():
+            self._say(line)
+
+    def _addresses(self) -> str:
+        endpoints = self._plan.endpoints
+        return f"HTTP {endpoints.http_url}, gRPC {endpoints.grpc_url}, metrics {endpoints.metrics_url}"

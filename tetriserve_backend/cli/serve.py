@@ -1,0 +1,90 @@
+"""`tetriserve serve`: the server with its supervisor, until somebody stops it."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT, _DEFAULT_METRICS_PORT = 8000, 8001, 8002
+
+
+def serve(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for everybody.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="Port of HTTP; 0 for any.")] = _DEFAULT_HTTP_PORT,
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC; 0 for any.")] = _DEFAULT_GRPC_PORT,
+    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 for any.")] = _DEFAULT_METRICS_PORT,
+    model: Annotated[str | None, typer.Option(help="demo-flux, a diffusers folder, or a hub id.")] = None,
+    world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
+    policy: Annotated[str | None, typer.Option(help="tetriserve, rssp, fcfs-optimal-shape or fixed-sp<k>.")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Write a Chrome trace of all work here.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as engine.lead_s=0.05.")
+    ] = None,
+    log_file: Annotated[Path | None, typer.Option(help="Where tritonserver's log goes; default: here.")] = None,
+    state_file: Annotated[Path | None, typer.Option(help="Keep a JSON file with addresses and state.")] = None,
+) -> None:
+    """Serve images by Triton until SIGTERM or Ctrl-C.
+
+    What follows -- goes to tritonserver. A first Ctrl-C lets running requests finish, a second one does not.
+
+    Exit status: 0 stopped when asked to; 1 the server could not start; 2 wrong options or settings;
+    3 gave up after repeated failures; 130 stopped at once.
+    """
+    from tetriserve_backend.cli.launcher.plan import make_plan
+    from tetriserve_backend.cli.launcher.ports import claim_endpoints
+    from tetriserve_backend.cli.launcher.state_file import StateFile
+    from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
+    from tetriserve_backend.domain import ConfigurationError
+
+    try:
+        options = {
+            "model.path": _absolute_folder(model),
+            "executor.world_size": world_size,
+            "scheduler.policy": policy,
+            "timeline": str(timeline.absolute()) if timeline else None,
+        }
+        settings = _settings(config, assignments or [], options)
+        endpoints = claim_endpoints(host, http_port, grpc_port, metrics_port)
+        log_path = log_file.absolute() if log_file else None
+        plan = make_plan(settings, endpoints, context.args, log_path)
+    except ConfigurationError as error:
+        say(str(error))
+        raise typer.Exit(ExitCode.WRONG_CONFIGURATION) from error
+    say(f"starting {plan.installation.server} with {settings.model.path}, policy {settings.scheduler.policy}")
+    supervisor = Supervisor(plan, say, StateFile(state_file, plan.run, endpoints))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: supervisor.ask_to_stop())
+    raise typer.Exit(supervisor.run())
+
+
+def say(text: str) -> None:
+    """Tell the operator."""
+    print(f"tetriserve: {text}", file=sys.stderr, flush=True)
+
+
+def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> "ServerSettings":
+    """Option > --set > file > default; paths become absolute, because the server runs in a folder of its own."""
+    from tetriserve_backend.triton_adapter.settings_sources import (
+        build_settings,
+        merge,
+        nested,
+        parse_assignment,
+        read_settings_file,
+    )
+
+    layers = [read_settings_file(config)] if config else []
+    layers += [parse_assignment(text) for text in assignments]
+    layers += [nested(key, value) for key, value in options.items() if value is not None]
+    settings = build_settings(merge(layers))
+    absolute = {"model": settings.model.model_copy(update={"path": _absolute_folder(settings.model.path)})}
+    paths = {name: str(Path(value).absolute()) for name in ("timeline", "latency_table") if (value := getattr(settings, name))}
+    return settings.model_copy(update={**absolute, **paths})
+
+
+def _absolute_folder(model: str | None) -> str | None:
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model

@@ -1,0 +1,99 @@
+"""The model `denoise`: holds the engine; decoupled, so that one request may get many responses."""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tetriserve_backend.triton_adapter.death_watch import start_death_watch
+from tetriserve_backend.triton_adapter.denoise_server import Call, DenoiseServer
+from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE
+from tetriserve_backend.triton_adapter.model_io import (
+    input_tensors,
+    int_tensor,
+    log_to_triton,
+    read_settings,
+    text_input,
+    text_tensor,
+)
+from tetriserve_backend.triton_adapter.safe_sender import SafeSender
+from tetriserve_backend.triton_adapter.serving import ServingThread
+from tetriserve_backend.triton_adapter.stub import pb_utils
+
+_GONE_CLIENT_POLL_S = 0.5
+_log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """Decodes Triton's requests and posts them to the engine's loop."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Start the ranks and the engine; Triton reports the model ready when this returns.
+
+        Raises:
+            TetriserveError: the configuration is wrong or a rank could not start.
+        """
+        start_death_watch()
+        log_to_triton()
+        settings = read_settings(args)
+        # Imported here, because it brings torch with it and the death watch should run before.
+        from tetriserve_backend.triton_adapter.build import build_serving
+
+        assets = Path(args["model_repository"]) / "assets"
+        self._thread = ServingThread(lambda: build_serving(settings, assets))
+        serving = self._thread.start()
+        self._responder = ThreadPoolExecutor(1, thread_name_prefix="respond")
+        self._server = DenoiseServer(
+            serving,
+            _make_response,
+            self._responder,
+            control_token=os.environ.get(CONTROL_TOKEN_VARIABLE, ""),
+            drain_timeout_s=settings.engine.drain_timeout_s,
+        )
+        self._is_stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_clients, name="watch-clients", daemon=True)
+        self._watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand each request to the engine; the answers go through response senders."""
+        for request in requests:
+            sender = SafeSender(pb_utils, request.get_response_sender())
+            try:
+                tensors = input_tensors(request)
+                call = Call(
+                    op=text_input(tensors, "op", "generate"),
+                    request=text_input(tensors, "request"),
+                    target=text_input(tensors, "target"),
+                    sender=sender,
+                )
+                self._thread.post(partial(self._server.perform, call))
+            except Exception as error:
+                sender.send_error(error)
+
+    def finalize(self) -> None:
+        """Stop the engine and the ranks; whoever still waits gets an error."""
+        self._is_stopping.set()
+        self._watcher.join()
+        self._thread.stop()
+        self._responder.shutdown()
+
+    def _watch_clients(self) -> None:
+        while not self._is_stopping.wait(_GONE_CLIENT_POLL_S):
+            try:
+                for request_id in self._server.find_gone_clients():
+                    self._thread.post(partial(self._server.cancel, request_id))
+            except Exception:
+                _log.exception("looking for gone clients failed")
+
+
+def _make_response(pixels: npt.NDArray[np.uint8], step: int, metadata: str) -> Any:
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor("pixels", pixels), int_tensor("step", step), text_tensor("metadata", metadata)]
+    )

@@ -1,0 +1,73 @@
+"""The model `postprocess`: pixels to an image file, and the metadata that is only known then."""
+
+import base64
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tetriserve_backend.triton_adapter.death_watch import start_death_watch
+from tetriserve_backend.triton_adapter.image_format import encode_image
+from tetriserve_backend.triton_adapter.model_io import input_tensors, int_tensor, text_input, text_tensor
+from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, load_rendering
+from tetriserve_backend.triton_adapter.safe_sender import SafeSender
+from tetriserve_backend.triton_adapter.stub import pb_utils
+
+_MAX_WORKERS = 8
+
+
+class TritonPythonModel:
+    """Encodes images on a few threads; what carries no image passes through at once.
+
+    A request's progress messages come before its image, so answering them at once keeps their order,
+    and they do not wait behind other requests' images.
+    """
+
+    def initialize(self, args: Mapping[str, str]) -> None:  # noqa: ARG002
+        """Start the threads."""
+        start_death_watch()
+        self._workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="encode")
+
+    def execute(self, requests: list[Any]) -> None:
+        """Answer through response senders: this model must never block on an image."""
+        for request in requests:
+            sender = SafeSender(pb_utils, request.get_response_sender())
+            try:
+                tensors = input_tensors(request)
+                if tensors["pixels"].size == 0:
+                    sender.send_last(_response(b"", tensors, text_input(tensors, "metadata")))
+                else:
+                    self._workers.submit(_encode_and_answer, sender, tensors)
+            except Exception as error:
+                sender.send_error(error)
+
+    def finalize(self) -> None:
+        """Finish what is being encoded."""
+        self._workers.shutdown()
+
+
+def _encode_and_answer(sender: SafeSender, tensors: dict[str, npt.NDArray[Any]]) -> None:
+    try:
+        start_s = time.monotonic()
+        metadata = json.loads(text_input(tensors, "metadata"))
+        rendering = load_rendering(metadata.pop(RENDERING_KEY))
+        image = encode_image(np.ascontiguousarray(tensors["pixels"]), rendering.output_format)
+        if rendering.is_base64:
+            image = base64.b64encode(image)
+        end_s = time.monotonic()
+        metadata["image_encode_s"] = round(end_s - start_s, 6)
+        metadata["total_s"] = round(end_s - rendering.arrival_s, 6)
+        metadata["deadline_met"] = end_s <= rendering.deadline_s
+        sender.send_last(_response(image, tensors, json.dumps(metadata)))
+    except Exception as error:
+        sender.send_error(error)
+
+
+def _response(image: bytes, tensors: dict[str, npt.NDArray[Any]], metadata: str) -> Any:
+    step = int_tensor("step", int(tensors["step"][0]))
+    return pb_utils.InferenceResponse([text_tensor("image", image), step, text_tensor("metadata", metadata)])

@@ -1,0 +1,122 @@
+"""Every setting of the server: one frozen model per layer, composed here."""
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE
+from tetriserve_backend.engine.config import EngineSettings
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.triton_adapter.image_format import ImageFormat
+
+
+class RequestDefaults(BaseModel):
+    """What a request gets when it does not say, and the limits that do not depend on the latency table.
+
+    Attributes:
+        height, width: pixels, multiples of 16.
+        num_inference_steps: denoising steps, 1 … `max_num_inference_steps`.
+        guidance_scale: 0 … 100.
+        latency_threshold: SLO in seconds.
+        output_format: `png`, `jpeg` or `webp`.
+        max_num_inference_steps: the most steps that one request may ask for.
+        max_prompt_chars: the longest prompt, in characters.
+        ignored_parameters: request parameters that are let through unread; any other unknown one is an
+            error. Name here what `--http-header-forward-pattern` adds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(default=512, gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)
+    width: int = Field(default=512, gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)
+    num_inference_steps: int = Field(default=20, ge=1)
+    guidance_scale: float = Field(default=3.5, ge=0.0, le=100.0)
+    latency_threshold: float = Field(default=30.0, gt=0.0, allow_inf_nan=False)
+    output_format: ImageFormat = ImageFormat.PNG
+    max_num_inference_steps: int = Field(default=200, ge=1)
+    max_prompt_chars: int = Field(default=8192, ge=1)
+    ignored_parameters: tuple[str, ...] = ()
+
+
+class FrontSettings(BaseModel):
+    """Settings of `tetriserve_infer`.
+
+    Attributes:
+        max_concurrent: requests that may wait in the front at a time; one more is answered UNAVAILABLE.
+        cancel_poll_s: how often the front looks whether a client is gone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_concurrent: int = Field(default=256, ge=1)
+    cancel_poll_s: float = Field(default=0.05, gt=0.0)
+
+
+class SupervisorSettings(BaseModel):
+    """Settings of `tetriserve serve`'s supervisor. Times are seconds.
+
+    Attributes:
+        ready_timeout_s: how long a start may take, the measuring of a latency table included.
+        probe_interval_s: time between two probes.
+        probe_timeout_s: how long a probe may take before it counts as failed.
+        probe_failures: failed probes in a row after which the server is started anew.
+        max_restarts: restarts within `restart_window_s` after which the supervisor gives up.
+        restart_window_s: see `max_restarts`.
+        exit_timeout_s: how long tritonserver may take to end, once drained, before it is killed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ready_timeout_s: float = Field(default=1800.0, gt=0.0)
+    probe_interval_s: float = Field(default=2.0, gt=0.0)
+    probe_timeout_s: float = Field(default=3.0, gt=0.0)
+    probe_failures: int = Field(default=2, ge=1)
+    max_restarts: int = Field(default=5, ge=0)
+    restart_window_s: float = Field(default=600.0, gt=0.0)
+    exit_timeout_s: float = Field(default=15.0, gt=0.0)
+
+
+class ServerSettings(BaseModel):
+    """The whole configuration.
+
+    Attributes:
+        latency_table: path of a latency table; None takes the asset of the model repository, else the
+            cache, else one is measured at start.
+        quick_resolutions: `HEIGHTxWIDTH` of the shapes to measure when no table is there; they bound the
+            shapes that will be served. None leaves the choice to the profiler.
+        timeline: path of the timeline to write; None writes none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSettings = ModelSettings()
+    executor: ExecutorSettings = ExecutorSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    engine: EngineSettings = EngineSettings()
+    request: RequestDefaults = RequestDefaults()
+    front: FrontSettings = FrontSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    latency_table: str | None = None
+    quick_resolutions: tuple[str, ...] | None = None
+    timeline: str | None = None
+
+    @field_validator("quick_resolutions")
+    @classmethod
+    def _parseable(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for text in value or ():
+            parse_resolution(text)
+        return value
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """`(height, width)` in pixels from `HEIGHTxWIDTH`.
+
+    Raises:
+        ValueError: not of that form, or not positive multiples of 16.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"'{text}' is not a resolution; allowed: HEIGHTxWIDTH in pixels, such as 512x512")
+    shape = int(height), int(width)
+    if any(side <= 0 or side % PIXELS_PER_TOKEN_SIDE for side in shape):
+        raise ValueError(f"'{text}': both sides must be positive multiples of {PIXELS_PER_TOKEN_SIDE}")
+    return shape
