@@ -1,0 +1,52 @@
+"""Settings of the scheduler layer."""
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_RESOLUTION = re.compile(r"[1-9][0-9]*x[1-9][0-9]*")
+
+
+class SchedulerSettings(BaseModel):
+    """Frozen settings of the scheduler.
+
+    Attributes:
+        policy: which policy plans: `tetriserve`, `rssp`, `fcfs-optimal-shape` or `fixed-sp<k>`.
+        step_granularity: steps of the slowest profiled resolution, at its fastest degree, that one round of
+            `tetriserve` holds. Fewer react sooner to arrivals, more switch less often (§6, Fig. 15).
+        placement_preservation: `tetriserve` keeps a request on the ranks of its last round where it can;
+            off, each round places anew from the lowest rank (§4.2.3).
+        elastic_scale_up: `tetriserve` gives ranks that the packing left idle to whoever gains from them;
+            off, they idle until the next round (§4.2.3).
+        boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
+            for ranks that are about to finish (a decode, a segment slower than its profile).
+        late_limit_s: a request that is late by this much goes before all others on one rank, so that nobody
+            starves under lasting overload; None leaves late requests the leftovers only, as in the paper.
+        rssp_degrees: degree by resolution ("1024x1024": 2) for `rssp`; resolutions not named follow the
+            rule of `rssp_min_efficiency`.
+        rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
+        max_segment_steps: steps that the policies without rounds send at a time; a request can be cancelled,
+            and resumes after a lost rank, between two segments.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str = "tetriserve"
+    step_granularity: int = Field(default=5, ge=1)
+    placement_preservation: bool = True
+    elastic_scale_up: bool = True
+    boundary_grace: float = Field(default=0.1, ge=0.0, le=1.0)
+    late_limit_s: float | None = Field(default=30.0, ge=0.0)
+    rssp_degrees: dict[str, int] | None = None
+    rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
+    max_segment_steps: int = Field(default=5, ge=1)
+
+    @field_validator("rssp_degrees")
+    @classmethod
+    def _check_rssp_degrees(cls, degrees: dict[str, int] | None) -> dict[str, int] | None:
+        for resolution, degree in (degrees or {}).items():
+            if not _RESOLUTION.fullmatch(resolution):
+                raise ValueError(f"{resolution!r}: expected a resolution as HEIGHTxWIDTH, such as '1024x1024'")
+            if degree < 1 or degree & (degree - 1):
+                raise ValueError(f"{resolution}: expected a degree that is a power of two, got {degree}")
+        return degrees

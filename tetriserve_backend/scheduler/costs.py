@@ -1,0 +1,116 @@
+"""What each shape costs at each degree that a policy may use, read once from the latency table."""
+
+from dataclasses import dataclass
+
+from tetriserve_backend.domain import ConfigurationError, Request, SegmentKind
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.scheduler.groups import aligned_groups
+from tetriserve_backend.scheduler.view import RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class DegreeCost:
+    """One step at one degree: its seconds, and the GPU-seconds that it takes from the world."""
+
+    sp_degree: int
+    step_s: float
+    gpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeCosts:
+    """What one shape costs.
+
+    Attributes:
+        step_s: seconds per step by usable degree, ascending by degree; degree 1 is always there.
+        efficient: the usable degrees that no other one beats in time and GPU-seconds at once, cheapest
+            (and slowest) first. Nothing is lost by planning with these alone: each step at a beaten
+            degree can be exchanged for one at the degree that beats it.
+        fastest: the last of `efficient`.
+        decode_s: seconds of the VAE, dispatch included.
+        encode_s: seconds of the text encoders, dispatch included.
+        dispatch_s: seconds that sending one segment costs.
+    """
+
+    step_s: dict[int, float]
+    efficient: tuple[DegreeCost, ...]
+    decode_s: float
+    encode_s: float
+    dispatch_s: float
+
+    @property
+    def fastest(self) -> DegreeCost:
+        """The degree with the shortest step; the narrowest of equals."""
+        return self.efficient[-1]
+
+    def widest_within(self, size: int) -> int:
+        """The largest usable degree that is at most `size` (≥ 1)."""
+        return max(degree for degree in self.step_s if degree <= size)
+
+    def chain_s(self, request: RequestView, sp_degree: int, num_steps: int) -> float:
+        """Seconds of the segments that `stages.chain` makes of `num_steps` steps, dispatch included."""
+        encode_s = self.encode_s if request.next_kind is SegmentKind.ENCODE else 0.0
+        denoise_s = num_steps * self.step_s[sp_degree] + self.dispatch_s if num_steps else 0.0
+        decode_s = self.decode_s if num_steps == request.remaining_steps else 0.0
+        return encode_s + denoise_s + decode_s
+
+
+class CostModel:
+    """`ShapeCosts` of any shape, cached.
+
+    Usable degrees are those of the table that divide the shape's tokens (`LatencyTable.degrees`) and are
+    the size of an aligned group of the world.
+
+    Raises:
+        ConfigurationError: a profiled resolution cannot run on one rank, the fallback that keeps every
+            request servable whatever ranks are left.
+    """
+
+    def __init__(self, table: LatencyTable, world_size: int) -> None:
+        if world_size < 1:
+            raise ConfigurationError(f"world size: expected at least 1, got {world_size}")
+        self._table = table
+        self._sizes = tuple(aligned_groups(world_size))
+        self._shapes: dict[tuple[int, int], ShapeCosts] = {}
+        for height, width in table.resolutions:
+            if 1 not in table.degrees(height, width):
+                raise ConfigurationError(f"latency table: {height}x{width}: expected an entry with sp = 1, batch = 1")
+
+    def of(self, request: Request) -> ShapeCosts:
+        """The costs of a request's shape."""
+        return self.of_shape(request.height, request.width)
+
+    def of_shape(self, height: int, width: int) -> ShapeCosts:
+        """The costs of images of `height` × `width` pixels.
+
+        Raises:
+            LatencyTableError: the shape lies outside the profiled range.
+        """
+        costs = self._shapes.get((height, width))
+        if costs is None:
+            costs = self._shapes[height, width] = self._read(height, width)
+        return costs
+
+    def _read(self, height: int, width: int) -> ShapeCosts:
+        table = self._table
+        allowed = set(table.degrees(height, width))
+        step_s = {size: table.step_s(height, width, size) for size in self._sizes if size in allowed}
+        return ShapeCosts(
+            step_s=step_s,
+            efficient=_efficient(step_s),
+            decode_s=table.decode_s(height, width) + table.dispatch_s,
+            encode_s=table.encode_s() + table.dispatch_s,
+            dispatch_s=table.dispatch_s,
+        )
+
+
+def _efficient(step_s: dict[int, float]) -> tuple[DegreeCost, ...]:
+    costs = sorted(
+        (DegreeCost(degree, seconds, degree * seconds) for degree, seconds in step_s.items()),
+        key=lambda cost: (cost.gpu_seconds, cost.step_s, cost.sp_degree),
+    )
+    kept: list[DegreeCost] = []
+    for cost in costs:
+        if not kept or cost.step_s < kept[-1].step_s:
+            kept.append(cost)
+    return tuple(kept)

@@ -1,0 +1,46 @@
+"""Policies by the names that configuration knows them by."""
+
+import re
+
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.scheduler.costs import CostModel
+from tetriserve_backend.scheduler.exclusive_groups import ExclusiveGroupPolicy
+from tetriserve_backend.scheduler.policy import Policy
+from tetriserve_backend.scheduler.rounds import RoundPolicy
+from tetriserve_backend.scheduler.rssp import make_rssp
+
+_FIXED = re.compile(r"fixed-sp([1-9][0-9]*)")
+
+
+def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: int) -> Policy:
+    """The policy that `settings.policy` names, for one table and world.
+
+    Raises:
+        ConfigurationError: the name is unknown, or a setting does not go with table and world; the message
+            lists what is allowed.
+    """
+    costs = CostModel(table, world_size)
+    if settings.policy == "tetriserve":
+        return RoundPolicy(settings, costs, [costs.of_shape(*shape) for shape in table.resolutions])
+    if settings.policy == "rssp":
+        return make_rssp(settings, costs)
+    pieces = settings.max_segment_steps
+    if settings.policy == "fcfs-optimal-shape":
+        return ExclusiveGroupPolicy(
+            settings.policy,
+            costs,
+            lambda request: costs.of(request).fastest.sp_degree,
+            max_segment_steps=pieces,
+            backfill=False,
+        )
+    fixed = _FIXED.fullmatch(settings.policy)
+    degrees = sorted({degree for shape in table.resolutions for degree in costs.of_shape(*shape).step_s})
+    if fixed and int(fixed[1]) in degrees:
+        size = int(fixed[1])
+        return ExclusiveGroupPolicy(
+            settings.policy, costs, lambda request: size, max_segment_steps=pieces, backfill=False
+        )
+    allowed = ["tetriserve", "rssp", "fcfs-optimal-shape", *(f"fixed-sp{degree}" for degree in degrees)]
+    raise ConfigurationError(f"scheduler.policy: unknown policy {settings.policy!r}; allowed: {', '.join(allowed)}")
