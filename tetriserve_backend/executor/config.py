@@ -1,0 +1,47 @@
+"""What the executor may be told: the model to serve and the ranks to serve it on."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelSettings(BaseModel):
+    """Which model, where it lives and how it computes.
+
+    Attributes:
+        path: `demo-flux` (the embedded model), a directory in diffusers format, or a hub id.
+        local_files_only: never ask the hub; a hub id must then be in the local cache.
+        device: `auto` takes CUDA where there is a GPU.
+        dtype: `auto` is float32 on CPU and bfloat16 on CUDA.
+        attention_backend: `auto`, or the name of one of xfuser's backends (`sdpa`, `cudnn`, `flash`, …).
+        max_sequence_length: text tokens of each prompt; None takes what the model's tokenizer allows, at most 512.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(default="demo-flux", min_length=1)
+    local_files_only: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention_backend: str = Field(default="auto", min_length=1)
+    max_sequence_length: int | None = Field(default=None, ge=1, le=512)
+
+
+class ExecutorSettings(BaseModel):
+    """How many ranks, and how long each thing may take before it counts as failed.
+
+    Attributes:
+        world_size: ranks; None means 2 on CPU and every visible GPU on CUDA.
+        threads_per_rank: intra-op threads of each rank (CPU only).
+        group_timeout_s: a collective that takes longer fails its group.
+        segment_timeout_s: a segment that runs longer gets its ranks killed.
+        start_timeout_s: loading the model and forming the groups must end within this.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    world_size: int | None = Field(default=None, ge=1)
+    threads_per_rank: int = Field(default=1, ge=1)
+    group_timeout_s: float = Field(default=60.0, gt=0)
+    segment_timeout_s: float = Field(default=120.0, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0)

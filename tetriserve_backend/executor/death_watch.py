@@ -1,0 +1,31 @@
+"""A process that ends when its parent does, however the parent ends."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+
+_PR_SET_PDEATHSIG = 1
+_POLL_S = 0.5
+_EXIT_STATUS = 3
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that made it ends, and watch for it besides.
+
+    The thread covers systems without that feature, and a parent that died before the call.
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):
+        # Not Linux.
+        pass
+    threading.Thread(target=_watch, args=(parent_pid,), name="death-watch", daemon=True).start()
+
+
+def _watch(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_POLL_S)
+    os._exit(_EXIT_STATUS)

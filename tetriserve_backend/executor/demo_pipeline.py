@@ -1,0 +1,117 @@
+"""Small FLUX.1 pipelines with seeded random weights, built without any file."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from tetriserve_backend.executor.demo_flux import DemoFluxConfig
+
+_CLIP_TOKENS = 77
+_PRINTABLE_ASCII = range(33, 127)
+_UNKNOWN_PENALTY = -3.0
+
+
+def make_pipeline(config: DemoFluxConfig) -> Any:
+    """A complete pipeline; the same configuration gives the same weights."""
+    torch.manual_seed(config.seed)
+    tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer(config.text_tokens)
+    return FluxPipeline(
+        scheduler=_noise_scheduler(),
+        vae=_vae(config),
+        text_encoder=_clip(config, tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=_t5(config),
+        tokenizer_2=tokenizer_2,
+        transformer=_transformer(config),
+    )
+
+
+def _noise_scheduler() -> Any:
+    """With the settings of FLUX.1-dev."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15,
+        base_image_seq_len=256, max_image_seq_len=4096,
+    )  # fmt: skip
+
+
+def _transformer(config: DemoFluxConfig) -> Any:
+    return FluxTransformer2DModel(
+        in_channels=4 * config.latent_channels,
+        num_layers=config.num_layers,
+        num_single_layers=config.num_single_layers,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        joint_attention_dim=config.text_width,
+        pooled_projection_dim=config.text_width,
+        axes_dims_rope=config.rope_axes,
+        guidance_embeds=config.guidance_embeds,
+    ).eval()
+
+
+def _vae(config: DemoFluxConfig) -> Any:
+    levels = len(config.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.vae_channels,
+        layers_per_block=1,
+        latent_channels=config.latent_channels,
+        norm_num_groups=4,
+        sample_size=256,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    ).eval()
+
+
+def _clip_tokenizer() -> Any:
+    """Byte by byte, without merges."""
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[], model_max_length=_CLIP_TOKENS)
+
+
+def _clip(config: DemoFluxConfig, tokenizer: Any) -> Any:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_width,
+            projection_dim=config.text_width,
+            intermediate_size=2 * config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=_CLIP_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()
+
+
+def _t5_tokenizer(text_tokens: int) -> Any:
+    """Printable ASCII, one token a character; all else is unknown."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(chr(code), _UNKNOWN_PENALTY) for code in _PRINTABLE_ASCII]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=text_tokens)
+
+
+def _t5(config: DemoFluxConfig) -> Any:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=4 + len(_PRINTABLE_ASCII),
+            d_model=config.text_width,
+            d_kv=config.text_width // 4,
+            d_ff=2 * config.text_width,
+            num_layers=config.text_layers,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    ).eval()

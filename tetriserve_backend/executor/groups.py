@@ -1,0 +1,202 @@
+"""Every process group that a placement may use, and the switch of xfuser from one to another.
+
+All groups are made by all ranks in one order, each with an explicit timeout (torch gives sub-groups
+its own default of 30 minutes otherwise). xfuser sees a real sequence-parallel coordinator around
+each; going from one group to another is three assignments.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import yunchang.globals as yunchang_globals
+from torch._C._distributed_c10d import PrefixStore, Store
+from xfuser import xFuserArgs
+from xfuser.core.distributed import get_runtime_state, initialize_runtime_state, parallel_state
+from xfuser.core.distributed.group_coordinator import SequenceParallelGroupCoordinator
+
+_SINGLE_RANK_STATES = ("_MODEL_REPLICA", "_DP", "_CFG", "_PP", "_TP", "_FS", "_SP")
+_ALL_STATES = (*_SINGLE_RANK_STATES, "_WORLD", "_DIT", "_VAE")
+
+
+def aligned_groups(world_size: int) -> Iterator[tuple[int, ...]]:
+    """The groups of more than one rank, in the order in which every rank makes them.
+
+    Sizes are powers of two, each group starts at a multiple of its size: with `world_size` a power
+    of two there are 2·`world_size` − 1 placements, single ranks included.
+    """
+    size = 2
+    while size <= world_size:
+        for first in range(0, world_size - size + 1, size):
+            yield tuple(range(first, first + size))
+        size *= 2
+
+
+class SequenceParallelModel(Protocol):
+    """What xfuser's runtime state wants to know of a model."""
+
+    @property
+    def transformer(self) -> Any:
+        """The diffusers transformer."""
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text stream."""
+
+    @property
+    def attention_backend(self) -> str | None:
+        """The name of one of xfuser's attention backends; None lets xfuser choose."""
+
+
+class RankGroup(SequenceParallelGroupCoordinator):  # type: ignore[misc]
+    """xfuser's coordinator around a ready-made process group; None for a single rank."""
+
+    def __init__(self, ranks: tuple[int, ...], process_group: Any, rank: int, device: torch.device) -> None:
+        # The parent's constructor would make two more groups per coordinator, so it is not called.
+        self.rank = self.local_rank = rank
+        self.ranks = list(ranks)
+        self.world_size = self.ulysses_world_size = len(ranks)
+        self.rank_in_group = self.ulysses_rank = ranks.index(rank)
+        self.ring_world_size, self.ring_rank = 1, 0
+        self.device_group = self.ulysses_group = process_group
+        self.cpu_group = self.ring_group = None
+        self.device = device
+
+
+class RankGroups:
+    """The groups of one rank in one generation of the world.
+
+    Args:
+        rank, world_size: who we are.
+        device: the device of this rank.
+        timeout_s: how long a collective may take.
+    """
+
+    def __init__(self, rank: int, world_size: int, device: torch.device, timeout_s: float) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self._timeout = timedelta(seconds=timeout_s)
+        self._groups: dict[tuple[int, ...], RankGroup] = {}
+        self._current: tuple[int, ...] = ()
+
+    @property
+    def backend(self) -> str:
+        """`nccl` on CUDA, `gloo` elsewhere."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+    def form(self, generation: int, store: Store, model: SequenceParallelModel) -> None:
+        """Leave the old world, if any, and meet all ranks in a new one under the same store.
+
+        Raises:
+            RuntimeError: some rank did not come within the timeout.
+        """
+        self.leave()
+        prefixed = PrefixStore(f"generation{generation}", store)
+        dist.init_process_group(
+            self.backend, store=prefixed, rank=self.rank, world_size=self.world_size, timeout=self._timeout
+        )
+        alone = RankGroup((self.rank,), None, self.rank, self.device)
+        self._groups = {(self.rank,): alone}
+        for name in _SINGLE_RANK_STATES:
+            setattr(parallel_state, name, alone)
+        world = tuple(range(self.world_size))
+        parallel_state._WORLD = RankGroup(world, dist.group.WORLD, self.rank, self.device)
+        for ranks in aligned_groups(self.world_size):
+            # On a GPU the default group doubles as the largest one, since a communicator costs memory there.
+            doubles = ranks == world and self.backend == "nccl"
+            made = dist.group.WORLD if doubles else self._new_group(ranks)
+            if self.rank in ranks:
+                self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
+        self._attach(model)
+        if self.device.type == "cuda":
+            self._warm()
+
+    def heal(self, ranks: tuple[int, ...]) -> None:
+        """Make one broken group anew; only its members meet."""
+        self.break_up(ranks)
+        made = dist.new_group(
+            list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True
+        )
+        self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
+
+    def break_up(self, ranks: tuple[int, ...]) -> None:
+        """Close our end of a group, so that members who wait for us in a collective fail at once.
+
+        Not for CUDA, where waiting kernels cannot be called back: there the members are restarted.
+        """
+        group = self._groups.pop(ranks, None)
+        if group is None or group.device_group is None:
+            return
+        self._select(self._groups[(self.rank,)])
+        dist.destroy_process_group(group.device_group)
+
+    def has(self, ranks: tuple[int, ...]) -> bool:
+        """Whether this rank is in a healthy group of exactly these ranks."""
+        return ranks in self._groups
+
+    def use(self, ranks: tuple[int, ...]) -> RankGroup:
+        """Make xfuser run its next forward pass on `ranks`.
+
+        Raises:
+            KeyError: there is no such group, or it is broken.
+        """
+        group = self._groups[ranks]
+        self._select(group)
+        return group
+
+    def broadcast(self, tensor: torch.Tensor, ranks: tuple[int, ...], root: int) -> None:
+        """Send `tensor` of rank `root` into `tensor` of every other rank of `ranks`."""
+        dist.broadcast(tensor, src=root, group=self._groups[ranks].device_group)
+
+    def leave(self) -> None:
+        """Give up all groups; needs no other rank."""
+        self._groups = {}
+        if dist.is_initialized():
+            # NCCL's orderly destruction waits for peers, of whom one may be dead.
+            abort: Callable[[], None] | None = getattr(dist.distributed_c10d, "_abort_process_group", None)
+            if self.device.type == "cuda" and abort is not None:
+                abort()
+            else:
+                dist.destroy_process_group()
+        for name in _ALL_STATES:
+            setattr(parallel_state, name, None)
+        yunchang_globals.PROCESS_GROUP.ULYSSES_PG = yunchang_globals.PROCESS_GROUP.RING_PG = None
+
+    def _new_group(self, ranks: tuple[int, ...]) -> Any:
+        return dist.new_group(list(ranks), timeout=self._timeout, backend=self.backend)
+
+    def _attach(self, model: SequenceParallelModel) -> None:
+        """Give xfuser its runtime state, which it builds from a pipeline-like object."""
+        # The degrees must multiply to the world size; ours change later, so claim data parallelism now.
+        arguments = xFuserArgs(
+            model="served", data_parallel_degree=self.world_size, attention_backend=model.attention_backend
+        )
+        engine_config, _ = arguments.create_config()
+        pipeline = type("Pipeline", (), {"transformer": model.transformer, "vae_scale_factor": 8})()
+        initialize_runtime_state(pipeline, engine_config)
+        state = get_runtime_state()
+        state.max_condition_sequence_length = model.text_tokens
+        state.split_text_embed_in_sp, state.text_embed_sp_pad = True, 0
+
+    def _warm(self) -> None:
+        """Open the communicators now, in one order, with the operations that serving uses.
+
+        NCCL opens them at the first operation, which takes seconds and memory.
+        """
+        for ranks in aligned_groups(self.world_size):
+            if self.rank not in ranks:
+                continue
+            group = self._groups[ranks].device_group
+            source = torch.zeros(len(ranks), device=self.device)
+            target = torch.zeros_like(source)
+            dist.all_to_all_single(target, source, group=group)
+            dist.all_gather_into_tensor(target, source[:1], group=group)
+            dist.broadcast(source, src=ranks[0], group=group)
+            torch.cuda.synchronize(self.device)
+
+    @staticmethod
+    def _select(group: RankGroup) -> None:
+        parallel_state._SP = group
+        yunchang_globals.PROCESS_GROUP.ULYSSES_PG = group.ulysses_group
+        yunchang_globals.PROCESS_GROUP.RING_PG = None

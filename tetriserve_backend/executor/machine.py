@@ -1,0 +1,49 @@
+"""What this machine has to compute with, and what the settings make of it."""
+
+import os
+from dataclasses import dataclass
+
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+
+_CPU_WORLD_SIZE = 2
+_GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Settings with every `auto` decided. `device` is `cpu` or `cuda`, `dtype` one of torch's names."""
+
+    device: str
+    dtype: str
+    world_size: int
+
+
+def surely_without_gpu(settings: ModelSettings) -> bool:
+    """Whether the device is the CPU, as far as can be told without importing torch."""
+    return settings.device == "cpu" or (
+        settings.device == "auto" and not any(os.path.exists(path) for path in _GPU_DEVICE_FILES)
+    )
+
+
+def inspect_machine(model: ModelSettings, executor: ExecutorSettings) -> Machine:
+    """Decide device, dtype and world size.
+
+    Raises:
+        ConfigurationError: the settings ask for what this machine does not have.
+    """
+    gpus = 0 if surely_without_gpu(model) else _count_gpus()
+    device = model.device if model.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and not gpus:
+        raise ConfigurationError("model.device: 'cuda', but no GPU is visible; allowed here: auto, cpu")
+    world_size = executor.world_size or (gpus if device == "cuda" else _CPU_WORLD_SIZE)
+    if device == "cuda" and world_size > gpus:
+        raise ConfigurationError(f"executor.world_size: {world_size}; allowed: 1 to {gpus}, the visible GPUs")
+    dtype = model.dtype if model.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    return Machine(device, dtype, world_size)
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

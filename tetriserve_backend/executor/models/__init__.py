@@ -1,0 +1,1 @@
+"""Families of models, each behind the interface of `base`."""

@@ -1,0 +1,189 @@
+"""Every message between the parent and its ranks, and how it becomes frames: JSON and raw tensors, no pickle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import zmq
+from pydantic import Field, TypeAdapter, ValidationError
+
+from tetriserve_backend.engine.commands import RunSegment
+
+Buffer: TypeAlias = "bytes | memoryview"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """What a raw frame holds. `step` counts the denoising steps that a latent has behind it, else 0."""
+
+    request_id: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostTensor:
+    """A tensor in host memory, in C order."""
+
+    header: TensorHeader
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a rank tells of the model that it loaded."""
+
+    num_heads: int
+    text_tokens: int
+    dtype: str
+    device_name: str
+    software: dict[str, str]
+
+
+# Parent to rank.
+
+
+@dataclass(frozen=True, slots=True)
+class FormWorld:
+    """Leave all groups and make them anew with every rank, in this generation."""
+
+    generation: int
+    kind: Literal["form_world"] = "form_world"
+
+
+@dataclass(frozen=True, slots=True)
+class HealGroup:
+    """Make one group anew with its members."""
+
+    ranks: tuple[int, ...]
+    kind: Literal["heal_group"] = "heal_group"
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """Run a segment. The tensors of its HOST sources come along, in the frames, to their root only."""
+
+    command: RunSegment
+    tensors: tuple[TensorHeader, ...]
+    kind: Literal["perform"] = "perform"
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop a request's tensors."""
+
+    request_id: str
+    kind: Literal["forget"] = "forget"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End."""
+
+    kind: Literal["stop"] = "stop"
+
+
+ToRank: TypeAlias = FormWorld | HealGroup | Perform | Forget | Stop
+
+
+# Rank to parent.
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is there; waiting for the first `FormWorld`."""
+
+    info: ModelInfo
+    kind: Literal["loaded"] = "loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The rank cannot serve and ends."""
+
+    reason: str
+    kind: Literal["start_failed"] = "start_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class WorldReady:
+    """All groups of a generation are there."""
+
+    generation: int
+    kind: Literal["world_ready"] = "world_ready"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHealed:
+    """A group is there again."""
+
+    ranks: tuple[int, ...]
+    kind: Literal["group_healed"] = "group_healed"
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Step `step_index` of a request that asked for progress is done."""
+
+    request_id: str
+    step_index: int
+    kind: Literal["step_done"] = "step_done"
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """This rank's share of a segment is done; the lead rank's frames hold the results."""
+
+    segment_id: int
+    start_s: float
+    end_s: float
+    tensors: tuple[TensorHeader, ...]
+    kind: Literal["part_done"] = "part_done"
+
+
+Blame: TypeAlias = Literal["work", "group", "state"]
+"""`work`: the segment itself raised. `group`: another rank left it. `state`: tensors were not where they were meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartFailed:
+    """This rank's share of a segment failed. `group_broken`: this rank has left the segment's group."""
+
+    segment_id: int
+    reason: str
+    blame: Blame
+    group_broken: bool
+    kind: Literal["part_failed"] = "part_failed"
+
+
+FromRank: TypeAlias = Loaded | StartFailed | WorldReady | GroupHealed | StepDone | PartDone | PartFailed
+Message: TypeAlias = ToRank | FromRank
+
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+class WireError(Exception):
+    """A message that is not one of ours; a bug, or somebody else at the socket."""
+
+
+def encode(message: Message, tensors: Sequence[HostTensor] = ()) -> list[Buffer]:
+    """Frames of a message; `tensors` in the order in which the message lists their headers."""
+    return [_ADAPTER.dump_json(message), *(tensor.data for tensor in tensors)]
+
+
+def decode(frames: Sequence[zmq.Frame]) -> tuple[Message, tuple[HostTensor, ...]]:
+    """A message and its tensors, from frames.
+
+    Raises:
+        WireError: the header is not a message of ours, or the frames do not match it.
+    """
+    try:
+        message = _ADAPTER.validate_json(frames[0].bytes)
+    except ValidationError as error:
+        raise WireError(f"not a message: {error}") from error
+    headers = message.tensors if isinstance(message, Perform | PartDone) else ()
+    if len(headers) != len(frames) - 1:
+        raise WireError(f"{message.kind}: {len(headers)} tensors announced, {len(frames) - 1} received")
+    return message, tuple(HostTensor(h, f.buffer) for h, f in zip(headers, frames[1:], strict=True))

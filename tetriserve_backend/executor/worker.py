@@ -1,0 +1,140 @@
+"""One rank: loads the model, then performs what the parent sends, strictly in order."""
+
+import logging
+import os
+import platform
+import warnings
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import zmq
+from torch._C._distributed_c10d import TCPStore
+
+from tetriserve_backend.executor import wire, xfuser_cpu
+from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, RankSpec
+
+_LOOPBACK = "127.0.0.1"
+_LINGER_MS = 500
+_SOFTWARE = ("torch", "xfuser", "diffusers", "transformers")
+
+
+def run_rank(spec: dict[str, Any]) -> None:
+    """Be a rank until told to stop. `spec` is a `RankSpec` as JSON gives it."""
+    checked = SPEC_ADAPTER.validate_python(spec)
+    logging.basicConfig(level=logging.WARNING, format=f"rank {checked.rank}: %(levelname)s %(name)s: %(message)s")
+    worker = Worker(checked)
+    if worker.load():
+        worker.serve()
+    worker.close()
+
+
+class Worker:
+    """The message loop of one rank."""
+
+    def __init__(self, spec: RankSpec) -> None:
+        self._spec = spec
+        self._device = _claim_device(spec)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, spec.name.encode())
+        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(spec.endpoint)
+
+    def load(self) -> bool:
+        """Load the model and tell the parent; false if that failed, which the parent has been told."""
+        spec = self._spec
+        try:
+            xfuser_cpu.bring_up(self._device.type)
+            from tetriserve_backend.executor.groups import RankGroups
+            from tetriserve_backend.executor.models.registry import load_model
+            from tetriserve_backend.executor.segment_runner import SegmentRunner
+
+            _quieten_libraries()
+            dtype: torch.dtype = getattr(torch, spec.dtype)
+            self._model = load_model(Path(spec.model_directory), spec.model, self._device, dtype)
+            self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
+            self._runner = SegmentRunner(self._model, self._groups, self._tell_step)
+            timeout = timedelta(seconds=spec.start_timeout_s)
+            self._store = TCPStore(_LOOPBACK, spec.store_port, is_master=False, timeout=timeout)
+        except Exception as error:
+            logging.getLogger(__name__).exception("cannot start")
+            self._send(wire.StartFailed(f"{type(error).__name__}: {error}"))
+            return False
+        info = wire.ModelInfo(
+            num_heads=self._model.num_heads, text_tokens=self._model.text_tokens, dtype=spec.dtype,
+            device_name=_device_name(self._device), software=_software(),
+        )  # fmt: skip
+        self._send(wire.Loaded(info))
+        return True
+
+    def serve(self) -> None:
+        """Perform messages in order until `Stop`."""
+        while True:
+            message, tensors = wire.decode(self._socket.recv_multipart(copy=False))
+            if isinstance(message, wire.Perform):
+                outcome, results = self._runner.run(message.command, tensors)
+                self._send(outcome, results)
+            elif isinstance(message, wire.Forget):
+                self._runner.forget(message.request_id)
+            elif isinstance(message, wire.HealGroup):
+                self._groups.heal(message.ranks)
+                self._send(wire.GroupHealed(message.ranks))
+            elif isinstance(message, wire.FormWorld):
+                self._groups.form(message.generation, self._store, self._model)
+                self._send(wire.WorldReady(message.generation))
+            elif isinstance(message, wire.Stop):
+                return
+
+    def close(self) -> None:
+        """Let the last messages go out."""
+        self._socket.close()
+        zmq.Context.instance().term()
+
+    def _tell_step(self, request_id: str, step_index: int) -> None:
+        self._send(wire.StepDone(request_id, step_index))
+
+    def _send(self, message: wire.Message, tensors: tuple[wire.HostTensor, ...] = ()) -> None:
+        self._socket.send_multipart(wire.encode(message, tensors), copy=False)
+
+
+def _claim_device(spec: RankSpec) -> torch.device:
+    if spec.device == "cuda":
+        torch.cuda.set_device(spec.rank)
+        return torch.device("cuda", spec.rank)
+    torch.set_num_threads(spec.threads)
+    return torch.device("cpu")
+
+
+def _quieten_libraries() -> None:
+    """Ranks share the server's log: no progress bars, no advice to developers of the libraries."""
+    warnings.simplefilter("ignore", FutureWarning)
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model} ({os.cpu_count()} cores)"
+
+
+def _software() -> dict[str, str]:
+    versions = {}
+    for package in _SOFTWARE:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

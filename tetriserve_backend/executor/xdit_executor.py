@@ -1,0 +1,254 @@
+"""The executor that serves: N ranks with xDiT's sequence parallelism behind the engine's port."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tetriserve_backend.domain import ConfigurationError, ServerError
+from tetriserve_backend.engine.commands import RunSegment
+from tetriserve_backend.engine.events import WorkerLost, WorkerReady, WorldFormed
+from tetriserve_backend.engine.executor_port import ExecutorEvent, StepProgress
+from tetriserve_backend.executor import wire
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+from tetriserve_backend.executor.dispatcher import Action, Dispatcher, KillRanks, SendHeal, SendSegment
+from tetriserve_backend.executor.host_store import HostStore
+from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
+from tetriserve_backend.executor.models.directory import resolve_directory
+from tetriserve_backend.executor.rank_pool import RankPool
+from tetriserve_backend.executor.worker_spec import RankSpec
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+_log = logging.getLogger(__name__)
+_WATCH_PERIOD_S = 0.5
+_LOOPBACK = "127.0.0.1"
+
+
+class XditExecutor:
+    """Implements `engine.executor_port.Executor` on real ranks.
+
+    `world_size` is 0 before `start` if the settings leave it open; `model_name` is known at once,
+    all other attributes after `start`.
+    """
+
+    def __init__(self, model: ModelSettings, executor: ExecutorSettings) -> None:
+        self._model, self._settings = model, executor
+        self.model_name = model.path
+        self.world_size = executor.world_size or 0
+        self.device_name, self.dtype = "", ""
+        self.software: dict[str, str] = {}
+        self.text_tokens, self.num_heads = 0, 0
+        self._events: asyncio.Queue[ExecutorEvent] = asyncio.Queue()
+        self._store = HostStore()
+        self._pool = RankPool(self)
+        self._dispatcher: Dispatcher | None = None
+        self._rendezvous: TCPStore | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._loaded: set[int] = set()
+        self._generation = 0
+        self._unformed: set[int] = set()
+
+    async def start(self) -> None:
+        """Start the ranks, load the model, form the groups.
+
+        Raises:
+            ServerError: a rank could not start; nothing is left running.
+        """
+        self._started = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait_for(self._start(self._started), self._settings.start_timeout_s)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            await self.shutdown()
+            raise ServerError(f"the ranks did not start within {self._settings.start_timeout_s:g} s") from error
+        except BaseException:
+            await self.shutdown()
+            raise
+        self._watch = asyncio.create_task(self._watch_over())
+
+    def run_segment(self, command: RunSegment) -> None:
+        """Send a segment to its ranks. Ranks perform segments strictly in the order of these calls."""
+        self._perform(self._running_dispatcher().submit(command))
+
+    def release(self, request_id: str) -> None:
+        """Forget a request's tensors everywhere, once its sent segments are over."""
+        self._store.forget(request_id)
+        for rank in range(self.world_size):
+            self._pool.send(rank, wire.Forget(request_id))
+
+    def reform_world(self) -> None:
+        """Build all groups anew; answered by `WorldFormed`. Only called with no segment in flight."""
+        self._form_world()
+
+    def take_image(self, request_id: str) -> npt.NDArray[np.uint8]:
+        """The decoded pixels, shape (height, width, 3), once; valid after its decode finished."""
+        return self._store.take_image(request_id)
+
+    async def next_event(self) -> ExecutorEvent:
+        """The next thing that happened, in order."""
+        return await self._events.get()
+
+    async def shutdown(self) -> None:
+        """End every rank; nothing of them is left. Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        await self._pool.close()
+        self._rendezvous = None
+
+    def worker_pids(self) -> dict[int, int]:
+        """Process ids of the living ranks, for status and for tests of faults."""
+        return self._pool.pids()
+
+    def on_message(self, rank: int, message: wire.Message, tensors: tuple[wire.HostTensor, ...]) -> None:
+        """A rank has something to say (called by the pool)."""
+        if isinstance(message, wire.PartDone):
+            self._perform(self._running_dispatcher().part_done(rank, message, tensors))
+        elif isinstance(message, wire.StepDone):
+            self._events.put_nowait(StepProgress(message.request_id, message.step_index))
+        elif isinstance(message, wire.PartFailed):
+            self._perform(self._running_dispatcher().part_failed(rank, message, time.monotonic()))
+        elif isinstance(message, wire.GroupHealed):
+            self._perform(self._running_dispatcher().group_healed(rank, message.ranks))
+        elif isinstance(message, wire.Loaded):
+            self._on_loaded(rank, message.info)
+        elif isinstance(message, wire.WorldReady):
+            self._on_world_ready(rank, message.generation)
+        elif isinstance(message, wire.StartFailed):
+            self._on_start_failed(rank, message.reason)
+
+    def on_lost(self, rank: int, reason: str) -> None:
+        """A rank died (called by the pool, which is already starting another)."""
+        if self._is_starting():
+            self._on_start_failed(rank, reason)
+            return
+        self._loaded.discard(rank)
+        self._events.put_nowait(WorkerLost(rank, reason))
+        self._perform(self._running_dispatcher().rank_lost(rank, reason))
+        if self._unformed:
+            # The others wait for it in the rendezvous and would do so until the timeout.
+            stuck, self._unformed = self._unformed - {rank}, set()
+            for other in stuck:
+                self._pool.kill(other)
+
+    async def _start(self, started: "asyncio.Future[None]") -> None:
+        started.add_done_callback(_look_at_result)
+        settings = self._settings
+        early = surely_without_gpu(self._model)
+        endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
+        directory = await asyncio.to_thread(resolve_directory, self._model)
+        machine = await asyncio.to_thread(inspect_machine, self._model, settings)
+        if endpoint is None:
+            endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
+        self._rendezvous = await asyncio.to_thread(_host_rendezvous)
+        self.world_size, self.dtype = machine.world_size, machine.dtype
+        self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, machine.device == "cpu")
+        self._pool.start(self._spec(machine, directory, endpoint, self._rendezvous.port))
+        await started
+
+    def _spec(self, machine: Machine, directory: Path, endpoint: str, store_port: int) -> RankSpec:
+        settings = self._settings
+        return RankSpec(
+            rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=store_port,
+            model_directory=str(directory), model=self._model, device=machine.device, dtype=machine.dtype,
+            threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
+            start_timeout_s=settings.start_timeout_s,
+        )  # fmt: skip
+
+    def _is_starting(self) -> bool:
+        return self._started is not None and not self._started.done()
+
+    def _running_dispatcher(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise RuntimeError("the executor has not been started")
+        return self._dispatcher
+
+    def _on_loaded(self, rank: int, info: wire.ModelInfo) -> None:
+        self._loaded.add(rank)
+        self.num_heads, self.text_tokens = info.num_heads, info.text_tokens
+        self.device_name, self.software = info.device_name, info.software
+        if not self._is_starting():
+            self._events.put_nowait(WorkerReady(rank))
+        elif len(self._loaded) == self.world_size:
+            self._form_world()
+
+    def _form_world(self) -> None:
+        self._generation += 1
+        self._unformed = set(range(self.world_size))
+        for rank in range(self.world_size):
+            self._pool.send(rank, wire.FormWorld(self._generation))
+
+    def _on_world_ready(self, rank: int, generation: int) -> None:
+        if generation != self._generation or rank not in self._unformed:
+            return
+        self._unformed.discard(rank)
+        if self._unformed:
+            return
+        everyone = tuple(range(self.world_size))
+        for member in everyone:
+            self._pool.mark_good(member)
+        self._perform(self._running_dispatcher().world_formed(everyone))
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)
+        else:
+            self._events.put_nowait(WorldFormed(everyone))
+
+    def _on_start_failed(self, rank: int, reason: str) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(ConfigurationError(f"rank {rank} could not start: {reason}"))
+        else:
+            _log.error("rank %d could not start: %s", rank, reason)
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, SendSegment):
+                self._send_segment(action)
+            elif isinstance(action, SendHeal):
+                for rank in action.ranks:
+                    self._pool.send(rank, wire.HealGroup(action.ranks))
+            elif isinstance(action, KillRanks):
+                _log.warning("killing ranks %s: %s", action.ranks, action.reason)
+                for rank in action.ranks:
+                    self._pool.kill(rank)
+            else:
+                self._events.put_nowait(action)
+
+    def _send_segment(self, action: SendSegment) -> None:
+        for rank in action.command.segment.placement.ranks:
+            tensors = action.tensors.get(rank, ())
+            self._pool.send(rank, wire.Perform(action.command, tuple(t.header for t in tensors)), tensors)
+
+    async def _watch_over(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_PERIOD_S)
+            self._perform(self._running_dispatcher().overdue(time.monotonic()))
+
+
+def _host_rendezvous() -> "TCPStore":
+    """A store that outlives any rank, at a port that only this machine can reach."""
+    import socket
+
+    from torch._C._distributed_c10d import TCPStore
+
+    listener = socket.create_server((_LOOPBACK, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        _LOOPBACK, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60),
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+
+
+def _look_at_result(future: "asyncio.Future[Any]") -> None:
+    """So that asyncio does not complain of a failure that a timeout overtook."""
+    if not future.cancelled():
+        future.exception()
