@@ -55,7 +55,7 @@ def _cheapest_split(
             gpu_seconds = slow_steps * slow.gpu_seconds + (num_steps - slow_steps) * fast.gpu_seconds
             if slow_steps and gpu_seconds < best_gpu_seconds - _TOLERANCE_S:
                 best_gpu_seconds = gpu_seconds
-                best: tuple[Allocation, ...] = (
+                best = (
                     Allocation(num_steps - slow_steps, fast.sp_degree),
                     Allocation(slow_steps, slow.sp_degree),
                 )
