@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT
 from tetriserve_client.wire import FieldValue, read_metadata
 
 _OK = 200
+_PROBE_PARAMETER = "tetriserve_probe"
 
 # Triton 2.51 crashes on large bodies sent as a form, which is what many HTTP libraries do unless told.
 _HEADERS = {"Content-Type": "application/json"}
@@ -107,6 +109,17 @@ class HttpTetriserveClient:
         """
         return self._control("status")
 
+    def probe(self) -> dict[str, Any]:
+        """Pass a request through every model without making an image; what `status` tells.
+
+        Triton's own ready endpoint stays fine when a model's process is dead.
+
+        Raises:
+            TetriserveClientError: some part of the server does not answer.
+        """
+        fields = {"prompt": "probe", "parameters": {_PROBE_PARAMETER: True}}
+        return read_metadata(self._post(IMAGE_MODEL, fields, CONTROL_TIMEOUT_S)["metadata"])
+
     def _control(self, op: str, **fields: FieldValue) -> dict[str, Any]:
         return read_metadata(self._post(ENGINE_MODEL, {"op": op, **fields}, CONTROL_TIMEOUT_S)["metadata"])
 
@@ -118,7 +131,7 @@ class HttpTetriserveClient:
                     return
                 time.sleep(CANCEL_PAUSE_S)
 
-    def _post(self, model: str, fields: dict[str, FieldValue], timeout_s: float | None) -> dict[str, Any]:
+    def _post(self, model: str, fields: Mapping[str, object], timeout_s: float | None) -> dict[str, Any]:
         connection = http.client.HTTPConnection(
             self._address.hostname or "localhost", self._address.port or 8000, timeout=timeout_s
         )
