@@ -1,0 +1,124 @@
+"""A table that breaks the format is refused by file, field and expectation; a good one survives a round trip."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.latency_table import LatencyTable
+
+H100 = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
+RAW = {
+    "schema": "tetriserve.latency_table/1",
+    "model": "m",
+    "device": "d",
+    "world_size": 2,
+    "dtype": "float32",
+    "source": "measured",
+    "software": {"torch": "2"},
+    "step": [
+        {"height": 256, "width": 256, "batch": 1, "sp": 1, "seconds": 0.1, "cv": 0.01, "samples": 5},
+        {"height": 256, "width": 256, "batch": 1, "sp": 2, "seconds": 0.07},
+    ],
+    "encode": [{"batch": 1, "seconds": 0.03}],
+    "decode": [{"height": 256, "width": 256, "seconds": 0.005}],
+    "dispatch_seconds": 0.002,
+}
+DELETE = object()
+
+
+def broken(path: tuple, value: object) -> dict:
+    raw = copy.deepcopy(RAW)
+    inner = raw
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is DELETE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "expected"),
+    [
+        (("schema",), "tetriserve.latency_table/2", "schema", "tetriserve.latency_table/1"),
+        (("schema",), DELETE, "schema", "missing"),
+        (("model",), DELETE, "model", "missing"),
+        (("dispatch_seconds",), DELETE, "dispatch_seconds", "missing"),
+        (("source",), "guessed", "source", "'measured', 'analytic' or 'published'"),
+        (("world_size",), "2", "world_size", "integer"),
+        (("step",), {}, "step", "list"),
+        (("step",), [], "step", "at least 1 item"),
+        (("step", 1, "seconds"), DELETE, "step[1].seconds", "missing"),
+        (("step", 1, "seconds"), -0.1, "step[1].seconds", "greater than 0"),
+        (("step", 1, "seconds"), 0, "step[1].seconds", "greater than 0"),
+        (("step", 1, "seconds"), float("nan"), "step[1].seconds", "finite number"),
+        (("step", 1, "seconds"), float("inf"), "step[1].seconds", "finite number"),
+        (("step", 1, "seconds"), True, "step[1].seconds", "number"),
+        (("step", 1, "seconds"), "fast", "step[1].seconds", "number"),
+        (("step", 0, "height"), 250, "step[0].height", "multiple of 16"),
+        (("step", 0, "sp"), 0, "step[0].sp", "greater than or equal to 1"),
+        (("step", 1, "sp"), 4, "step[1].sp", "at most world_size = 2"),
+        (("step", 1, "sp"), 1, "step[1]", "duplicate of step[0]"),
+        (("encode", 0, "batch"), 2, "encode", "at least one entry with batch = 1"),
+        (("encode", 0, "seconds"), float("nan"), "encode[0].seconds", "finite number"),
+        (("decode", 0, "seconds"), -1.0, "decode[0].seconds", "greater than or equal to 0"),
+        (("decode", 0, "width"), 512, "decode", "resolutions of step"),
+        (("dispatch_seconds",), -1e-9, "dispatch_seconds", "greater than or equal to 0"),
+    ],
+)
+def test_error_names_file_field_and_expectation(tmp_path, path, value, field, expected):
+    file = tmp_path / "bad.latency.json"
+    file.write_text(json.dumps(broken(path, value)))
+    with pytest.raises(LatencyTableError) as error:
+        LatencyTable.load(file)
+    assert str(file) in str(error.value)
+    assert f" {field}: " in str(error.value)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["encode", "decode"])
+def test_duplicate_entries_are_refused(name):
+    with pytest.raises(LatencyTableError, match=rf"{name}\[1\]: duplicate of {name}\[0\]"):
+        LatencyTable.from_dict(broken((name,), RAW[name] * 2), "t")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_what_is_no_json_object_is_refused(tmp_path, text):
+    file = tmp_path / "bad.latency.json"
+    file.write_text(text)
+    with pytest.raises(LatencyTableError, match="expected"):
+        LatencyTable.load(file)
+
+
+def test_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(LatencyTableError, match=r"absent\.latency\.json: cannot be read"):
+        LatencyTable.load(tmp_path / "absent.latency.json")
+
+
+def test_unknown_keys_survive_load_and_save(tmp_path):
+    raw = copy.deepcopy(RAW) | {"note": "kept", "extra": {"a": [1, None]}}
+    raw["step"][0]["clock_mhz"] = 1755
+    raw["encode"][0]["text_tokens"] = 512
+    LatencyTable.from_dict(raw, "t").save(tmp_path / "new" / "t.latency.json")
+    assert json.loads((tmp_path / "new" / "t.latency.json").read_text()) == raw
+    assert LatencyTable.load(tmp_path / "new" / "t.latency.json").to_dict() == raw
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["t.latency.json"]
+
+
+def test_the_published_table_loads_and_survives_a_round_trip():
+    table = LatencyTable.load(H100)
+    assert table.to_dict() == json.loads(H100.read_text())
+    assert (table.world_size, table.source, table.dispatch_s) == (8, "published", 0.002)
+    assert table.resolutions == ((256, 256), (512, 512), (1024, 1024), (2048, 2048))
+    assert [table.fastest_degree(*shape) for shape in table.resolutions] == [1, 2, 4, 8]
+
+
+def test_any_degree_may_be_profiled_not_only_powers_of_two():
+    raw = broken(("world_size",), 6)
+    raw["step"].append({"height": 192, "width": 256, "batch": 1, "sp": 3, "seconds": 0.05})
+    raw["decode"].append({"height": 192, "width": 256, "seconds": 0.004})
+    assert LatencyTable.from_dict(raw, "t").degrees(192, 256) == (3,)
