@@ -20,7 +20,7 @@ def test_a_policy_is_known_by_its_name(h100, name):
 
 @pytest.mark.parametrize("name", ["", "fcfs", "fixed-sp3", "fixed-sp16", "fixed-sp0", "fixed-sp", "TetriServe"])
 def test_an_unknown_policy_is_refused_with_the_list(h100, name):
-    with pytest.raises(ConfigurationError, match="tetriserve, rssp, fcfs-optimal-shape, fixed-sp1, .*, fixed-sp8"):
+    with pytest.raises(ConfigurationError, match=r"tetriserve, rssp, fcfs-optimal-shape, fixed-sp1, .*, fixed-sp8"):
         make_policy(SchedulerSettings(policy=name), h100, 8)
 
 
