@@ -1,0 +1,1 @@
+"""The shell around the engine that runs segments on real ranks with xDiT."""

@@ -5,7 +5,7 @@ its own default of 30 minutes otherwise). xfuser sees a real sequence-parallel c
 each; going from one group to another is three assignments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -17,21 +17,10 @@ from xfuser import xFuserArgs
 from xfuser.core.distributed import get_runtime_state, initialize_runtime_state, parallel_state
 from xfuser.core.distributed.group_coordinator import SequenceParallelGroupCoordinator
 
+from tetriserve_backend.executor.placements import aligned_groups
+
 _SINGLE_RANK_STATES = ("_MODEL_REPLICA", "_DP", "_CFG", "_PP", "_TP", "_FS", "_SP")
 _ALL_STATES = (*_SINGLE_RANK_STATES, "_WORLD", "_DIT", "_VAE")
-
-
-def aligned_groups(world_size: int) -> Iterator[tuple[int, ...]]:
-    """The groups of more than one rank, in the order in which every rank makes them.
-
-    Sizes are powers of two, each group starts at a multiple of its size: with `world_size` a power
-    of two there are 2·`world_size` − 1 placements, single ranks included.
-    """
-    size = 2
-    while size <= world_size:
-        for first in range(0, world_size - size + 1, size):
-            yield tuple(range(first, first + size))
-        size *= 2
 
 
 class SequenceParallelModel(Protocol):
@@ -115,9 +104,7 @@ class RankGroups:
     def heal(self, ranks: tuple[int, ...]) -> None:
         """Make one broken group anew; only its members meet."""
         self.break_up(ranks)
-        made = dist.new_group(
-            list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True
-        )
+        made = dist.new_group(list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True)
         self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
 
     def break_up(self, ranks: tuple[int, ...]) -> None:

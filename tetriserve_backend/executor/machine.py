@@ -1,7 +1,7 @@
 """What this machine has to compute with, and what the settings make of it."""
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
@@ -22,7 +22,7 @@ class Machine:
 def surely_without_gpu(settings: ModelSettings) -> bool:
     """Whether the device is the CPU, as far as can be told without importing torch."""
     return settings.device == "cpu" or (
-        settings.device == "auto" and not any(os.path.exists(path) for path in _GPU_DEVICE_FILES)
+        settings.device == "auto" and not any(Path(path).exists() for path in _GPU_DEVICE_FILES)
     )
 
 
@@ -44,6 +44,6 @@ def inspect_machine(model: ModelSettings, executor: ExecutorSettings) -> Machine
 
 
 def _count_gpus() -> int:
-    import torch
+    import torch  # noqa: PLC0415  (takes seconds, and often is not needed)
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

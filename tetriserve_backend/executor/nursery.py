@@ -121,7 +121,7 @@ class Nursery:
 
 def preload() -> None:
     """Import all that a rank on CPU needs, and keep it out of the way of later garbage collections."""
-    from tetriserve_backend.executor import xfuser_cpu
+    from tetriserve_backend.executor import xfuser_cpu  # noqa: PLC0415  (not before a fork on CUDA)
 
     xfuser_cpu.bring_up("cpu")
     importlib.import_module("tetriserve_backend.executor.models.flux")

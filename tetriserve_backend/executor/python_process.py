@@ -35,7 +35,7 @@ def find_python() -> str:
 
 def python_command(module: str) -> list[str]:
     """A command line that runs `module` with the import path of this process; arguments may follow."""
-    path = [os.path.abspath(entry) for entry in sys.path]
+    path = [str(Path(entry).absolute()) for entry in sys.path]
     return [find_python(), "-c", _BOOT.format(module=module), json.dumps(path)]
 
 

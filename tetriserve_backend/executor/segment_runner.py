@@ -10,9 +10,10 @@ import torch
 
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, Request, Segment, SegmentKind, SegmentPart, image_tokens
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
-from tetriserve_backend.executor.groups import RankGroups, aligned_groups
+from tetriserve_backend.executor.groups import RankGroups
 from tetriserve_backend.executor.host_store import LATENT, PIXELS
 from tetriserve_backend.executor.models.base import Conditioning, DiffusionModel, StepInput, TensorSpec
+from tetriserve_backend.executor.placements import aligned_groups
 from tetriserve_backend.executor.tensors import from_host, to_host
 from tetriserve_backend.executor.wire import Blame, HostTensor, PartDone, PartFailed
 
@@ -27,6 +28,15 @@ class HeldTensors:
     conditioning: Conditioning | None = None
     latent: torch.Tensor | None = None
     step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """How tensors come to the ranks of a segment; `frames` are the host copies that came with the command."""
+
+    ranks: tuple[int, ...]
+    source: Source
+    frames: dict[str, HostTensor]
 
 
 class MisplacedTensorsError(Exception):
@@ -59,8 +69,8 @@ class SegmentRunner:
     def run(self, command: RunSegment, incoming: tuple[HostTensor, ...]) -> PartOutcome:
         """Do this rank's share of a segment; never raises an `Exception`.
 
-        After a failure the segment's requests are no longer held here, and a shared group is left,
-        which wakes the members who still wait in it.
+        After a failure the latents of the segment's requests are no longer held here, and a shared
+        group is left, which wakes the members who still wait in it.
         """
         segment = command.segment
         ranks = segment.placement.ranks
@@ -102,45 +112,40 @@ class SegmentRunner:
 
     def _take_over(self, command: RunSegment, incoming: tuple[HostTensor, ...]) -> None:
         segment = command.segment
+        ranks = segment.placement.ranks
         for part, request, hand_over in _parts(command):
             held = self._held.setdefault(part.request_id, HeldTensors())
             frames = {t.header.name: t for t in incoming if t.header.request_id == part.request_id}
-            self._take_conditioning(segment, hand_over.conditioning, held, frames)
-            if segment.kind is not SegmentKind.ENCODE:
-                step = _step_before(segment, part, request)
-                self._take_latent(segment, request, step, hand_over.latent, held, frames)
-
-    def _take_conditioning(
-        self, segment: Segment, source: Source, held: HeldTensors, frames: dict[str, HostTensor]
-    ) -> None:
-        specs = self._model.conditioning_specs()
-        if source.kind is SourceKind.CREATE:
             if segment.kind is SegmentKind.DENOISE:
-                raise MisplacedTensorsError("a denoise cannot create its conditioning")
-        elif source.kind is SourceKind.RESIDENT:
-            if held.conditioning is None:
-                raise MisplacedTensorsError(f"rank {self._rank} does not hold the conditioning")
-        else:
-            own = held.conditioning or {}
-            held.conditioning = {
-                spec.name: self._share(segment, source, spec, own.get(spec.name), frames) for spec in specs
-            }
+                self._take_conditioning(_Transfer(ranks, hand_over.conditioning, frames), held)
+            if segment.kind is not SegmentKind.ENCODE:
+                step = part.first_step if segment.kind is SegmentKind.DENOISE else request.num_steps
+                self._take_latent(_Transfer(ranks, hand_over.latent, frames), held, request, step)
 
-    def _take_latent(
-        self, segment: Segment, request: Request, step: int, source: Source, held: HeldTensors,
-        frames: dict[str, HostTensor],
-    ) -> None:  # fmt: skip
-        if source.kind is SourceKind.CREATE:
+    def _take_conditioning(self, transfer: _Transfer, held: HeldTensors) -> None:
+        kind = transfer.source.kind
+        if kind is SourceKind.CREATE:
+            raise MisplacedTensorsError("a denoise cannot create its conditioning")
+        own = held.conditioning or {}
+        if kind is SourceKind.RESIDENT:
+            if not own:
+                raise MisplacedTensorsError(f"rank {self._rank} does not hold the conditioning")
+            return
+        specs = self._model.conditioning_specs()
+        held.conditioning = {spec.name: self._share(transfer, spec, own.get(spec.name)) for spec in specs}
+
+    def _take_latent(self, transfer: _Transfer, held: HeldTensors, request: Request, step: int) -> None:
+        """Have the latent with `step` steps behind it."""
+        kind = transfer.source.kind
+        if kind is SourceKind.CREATE:
             if step != 0:
                 raise MisplacedTensorsError(f"a latent with {step} steps behind it cannot be created")
             held.latent = self._model.initial_latent(request)
-        elif source.kind is SourceKind.RESIDENT:
+        if kind is SourceKind.RESIDENT or (kind is SourceKind.BROADCAST and transfer.source.root == self._rank):
             self._check_latent(held, step)
-        else:
-            if source.kind is SourceKind.BROADCAST and source.root == self._rank:
-                self._check_latent(held, step)
-            spec = self._model.latent_spec(segment.height, segment.width)
-            held.latent = self._share(segment, source, spec, held.latent, frames)
+        if kind in (SourceKind.BROADCAST, SourceKind.HOST):
+            spec = self._model.latent_spec(request.height, request.width)
+            held.latent = self._share(transfer, spec, held.latent)
         held.step = step
 
     def _check_latent(self, held: HeldTensors, step: int) -> None:
@@ -148,28 +153,25 @@ class SegmentRunner:
             have = "no latent" if held.latent is None else f"a latent with {held.step} steps behind it"
             raise MisplacedTensorsError(f"rank {self._rank} holds {have}, wanted {step} steps")
 
-    def _share(
-        self, segment: Segment, source: Source, spec: TensorSpec, own: torch.Tensor | None,
-        frames: dict[str, HostTensor],
-    ) -> torch.Tensor:  # fmt: skip
+    def _share(self, transfer: _Transfer, spec: TensorSpec, own: torch.Tensor | None) -> torch.Tensor:
         """The tensor that the root has, on every rank of the segment."""
-        ranks, root = segment.placement.ranks, source.root
-        if root not in ranks:
-            raise MisplacedTensorsError(f"root {root} is not among ranks {ranks}")
+        root = transfer.source.root
+        if root not in transfer.ranks:
+            raise MisplacedTensorsError(f"root {root} is not among ranks {transfer.ranks}")
         if root != self._rank:
             tensor = torch.empty(spec.shape, dtype=spec.dtype, device=self._device)
-        elif source.kind is SourceKind.HOST:
-            if spec.name not in frames:
+        elif transfer.source.kind is SourceKind.HOST:
+            if spec.name not in transfer.frames:
                 raise MisplacedTensorsError(f"no host copy of '{spec.name}' came along")
-            tensor = from_host(frames[spec.name], self._device)
+            tensor = from_host(transfer.frames[spec.name], self._device)
         elif own is None:
             raise MisplacedTensorsError(f"rank {self._rank} does not hold '{spec.name}'")
         else:
             tensor = own.contiguous()
         # A size that differs between members would abort processes inside the collective.
         _check_spec(tensor, spec)
-        if len(ranks) > 1:
-            self._groups.broadcast(tensor, ranks, root)
+        if len(transfer.ranks) > 1:
+            self._groups.broadcast(tensor, transfer.ranks, root)
         return tensor
 
     def _work(self, command: RunSegment) -> None:
@@ -225,7 +227,7 @@ class SegmentRunner:
         if shared and self._device.type == "cpu":
             self._groups.break_up(segment.placement.ranks)
         for part in segment.parts:
-            self.forget(part.request_id)
+            self._held.setdefault(part.request_id, HeldTensors()).latent = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         blame: Blame = "work"
@@ -247,11 +249,6 @@ class SegmentRunner:
 
 def _parts(command: RunSegment) -> Iterator[tuple[SegmentPart, Request, HandOver]]:
     return zip(command.segment.parts, command.requests, command.hand_over, strict=True)
-
-
-def _step_before(segment: Segment, part: SegmentPart, request: Request) -> int:
-    """How many steps the latent must have behind it when the segment begins."""
-    return part.first_step if segment.kind is SegmentKind.DENOISE else request.num_steps
 
 
 def _check_spec(tensor: torch.Tensor, spec: TensorSpec) -> None:

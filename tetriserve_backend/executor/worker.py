@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import diffusers.utils.logging as diffusers_logging
 import torch
+import transformers.utils.logging as transformers_logging
 import zmq
 from torch._C._distributed_c10d import TCPStore
 
@@ -49,9 +51,10 @@ class Worker:
         spec = self._spec
         try:
             xfuser_cpu.bring_up(self._device.type)
-            from tetriserve_backend.executor.groups import RankGroups
-            from tetriserve_backend.executor.models.registry import load_model
-            from tetriserve_backend.executor.segment_runner import SegmentRunner
+            # These import xfuser, which must be brought up first.
+            from tetriserve_backend.executor.groups import RankGroups  # noqa: PLC0415
+            from tetriserve_backend.executor.models.registry import load_model  # noqa: PLC0415
+            from tetriserve_backend.executor.segment_runner import SegmentRunner  # noqa: PLC0415
 
             _quieten_libraries()
             dtype: torch.dtype = getattr(torch, spec.dtype)
@@ -112,9 +115,6 @@ def _claim_device(spec: RankSpec) -> torch.device:
 def _quieten_libraries() -> None:
     """Ranks share the server's log: no progress bars, no advice to developers of the libraries."""
     warnings.simplefilter("ignore", FutureWarning)
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -35,15 +36,18 @@ _LOOPBACK = "127.0.0.1"
 class XditExecutor:
     """Implements `engine.executor_port.Executor` on real ranks.
 
-    `world_size` is 0 before `start` if the settings leave it open; `model_name` is known at once,
-    all other attributes after `start`.
+    Attributes (all but `model_name` are known after `start`):
+        model_name: the model as the settings name it.
+        device: `cpu` or `cuda`; `device_name` is the product's name.
+        world_size, dtype, software: as a latency table tells them.
+        num_heads, text_tokens: each degree must divide both, and the image tokens of its segment.
     """
 
     def __init__(self, model: ModelSettings, executor: ExecutorSettings) -> None:
         self._model, self._settings = model, executor
         self.model_name = model.path
         self.world_size = executor.world_size or 0
-        self.device_name, self.dtype = "", ""
+        self.device, self.device_name, self.dtype = "", "", ""
         self.software: dict[str, str] = {}
         self.text_tokens, self.num_heads = 0, 0
         self._events: asyncio.Queue[ExecutorEvent] = asyncio.Queue()
@@ -58,11 +62,13 @@ class XditExecutor:
         self._unformed: set[int] = set()
 
     async def start(self) -> None:
-        """Start the ranks, load the model, form the groups.
+        """Start the ranks, load the model, form the groups. Does nothing if that has been done.
 
         Raises:
             ServerError: a rank could not start; nothing is left running.
         """
+        if self._watch is not None:
+            return
         self._started = asyncio.get_running_loop().create_future()
         try:
             await asyncio.wait_for(self._start(self._started), self._settings.start_timeout_s)
@@ -151,7 +157,7 @@ class XditExecutor:
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(_host_rendezvous)
-        self.world_size, self.dtype = machine.world_size, machine.dtype
+        self.device, self.world_size, self.dtype = machine.device, machine.world_size, machine.dtype
         self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, machine.device == "cpu")
         self._pool.start(self._spec(machine, directory, endpoint, self._rendezvous.port))
         await started
@@ -236,9 +242,7 @@ class XditExecutor:
 
 def _host_rendezvous() -> "TCPStore":
     """A store that outlives any rank, at a port that only this machine can reach."""
-    import socket
-
-    from torch._C._distributed_c10d import TCPStore
+    from torch._C._distributed_c10d import TCPStore  # noqa: PLC0415  (takes seconds: not at import)
 
     listener = socket.create_server((_LOOPBACK, 0))
     port = listener.getsockname()[1]

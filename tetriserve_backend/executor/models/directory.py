@@ -46,11 +46,9 @@ def read_family(directory: Path) -> str:
 
 
 def _from_hub(settings: ModelSettings) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (rarely needed)
 
     # Files beside the folders are single-file copies of the same weights.
     return Path(
-        snapshot_download(
-            settings.path, local_files_only=settings.local_files_only, allow_patterns=[INDEX, "*/*"]
-        )
+        snapshot_download(settings.path, local_files_only=settings.local_files_only, allow_patterns=[INDEX, "*/*"])
     )

@@ -18,7 +18,7 @@ def load_model(directory: Path, settings: ModelSettings, device: torch.device, d
     """
     family = read_family(directory)
     if family == "FluxPipeline":
-        from tetriserve_backend.executor.models.flux import FluxModel
+        from tetriserve_backend.executor.models.flux import FluxModel  # noqa: PLC0415  (one family is loaded)
 
         return FluxModel.load(directory, settings, device, dtype)
     raise ConfigurationError(f"{directory / INDEX}: _class_name: '{family}'; supported: FluxPipeline")

@@ -1,0 +1,1 @@
+"""Measuring what steps, encodes and decodes cost."""
