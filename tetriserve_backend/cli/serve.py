@@ -8,11 +8,26 @@ from typing import Annotated
 
 import typer
 
+from tetriserve_backend.cli.launcher.plan import make_plan
+from tetriserve_backend.cli.launcher.ports import claim_endpoints
+from tetriserve_backend.cli.launcher.state_file import StateFile
+from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings_sources import (
+    build_settings,
+    merge,
+    nested,
+    parse_assignment,
+    read_settings_file,
+)
+
 _DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT, _DEFAULT_METRICS_PORT = 8000, 8001, 8002
 
 
 def serve(
     context: typer.Context,
+    *,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for everybody.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="Port of HTTP; 0 for any.")] = _DEFAULT_HTTP_PORT,
@@ -35,14 +50,8 @@ def serve(
     Exit status: 0 stopped when asked to; 1 the server could not start; 2 wrong options or settings;
     3 gave up after repeated failures; 130 stopped at once.
     """
-    from tetriserve_backend.cli.launcher.plan import make_plan
-    from tetriserve_backend.cli.launcher.ports import claim_endpoints
-    from tetriserve_backend.cli.launcher.state_file import StateFile
-    from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
-    from tetriserve_backend.domain import ConfigurationError
-
     try:
-        options = {
+        options: dict[str, object] = {
             "model.path": _absolute_folder(model),
             "executor.world_size": world_size,
             "scheduler.policy": policy,
@@ -67,23 +76,19 @@ def say(text: str) -> None:
     print(f"tetriserve: {text}", file=sys.stderr, flush=True)
 
 
-def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> "ServerSettings":
+def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
     """Option > --set > file > default; paths become absolute, because the server runs in a folder of its own."""
-    from tetriserve_backend.triton_adapter.settings_sources import (
-        build_settings,
-        merge,
-        nested,
-        parse_assignment,
-        read_settings_file,
-    )
-
     layers = [read_settings_file(config)] if config else []
     layers += [parse_assignment(text) for text in assignments]
     layers += [nested(key, value) for key, value in options.items() if value is not None]
     settings = build_settings(merge(layers))
-    absolute = {"model": settings.model.model_copy(update={"path": _absolute_folder(settings.model.path)})}
-    paths = {name: str(Path(value).absolute()) for name in ("timeline", "latency_table") if (value := getattr(settings, name))}
-    return settings.model_copy(update={**absolute, **paths})
+    changes: dict[str, object] = {
+        name: str(Path(path).absolute())
+        for name, path in (("timeline", settings.timeline), ("latency_table", settings.latency_table))
+        if path
+    }
+    changes["model"] = settings.model.model_copy(update={"path": _absolute_folder(settings.model.path)})
+    return settings.model_copy(update=changes)
 
 
 def _absolute_folder(model: str | None) -> str | None:

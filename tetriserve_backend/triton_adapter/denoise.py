@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tetriserve_backend.triton_adapter.build import build_serving
 from tetriserve_backend.triton_adapter.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.denoise_server import Call, DenoiseServer
 from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE
@@ -43,9 +44,6 @@ class TritonPythonModel:
         start_death_watch()
         log_to_triton()
         settings = read_settings(args)
-        # Imported here, because it brings torch with it and the death watch should run before.
-        from tetriserve_backend.triton_adapter.build import build_serving
-
         assets = Path(args["model_repository"]) / "assets"
         self._thread = ServingThread(lambda: build_serving(settings, assets))
         serving = self._thread.start()

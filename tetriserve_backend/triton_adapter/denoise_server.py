@@ -110,10 +110,10 @@ class DenoiseServer:
         """Send a progress message: `step` steps are done."""
         self._responder.submit(self._send, sender, _NO_PIXELS, step, facts, False)
 
-    def report_end(self, request_id: str, sender: SafeSender, result: Answer | TetriserveError, spec: RequestSpec) -> None:
+    def report_end(self, sender: SafeSender, spec: RequestSpec, result: Answer | TetriserveError) -> None:
         """Send the image or the error, and forget the request."""
-        if self._senders.get(request_id) is sender:
-            del self._senders[request_id]
+        if self._senders.get(spec.request_id) is sender:
+            del self._senders[spec.request_id]
         if isinstance(result, TetriserveError):
             self._responder.submit(sender.send_error, result)
         else:
@@ -147,7 +147,7 @@ class _Listener:
         self._server.report_progress(self._sender, step, facts)
 
     def on_finish(self, answer: Answer) -> None:
-        self._server.report_end(answer.request.request_id, self._sender, answer, self._spec)
+        self._server.report_end(self._sender, self._spec, answer)
 
     def on_error(self, request: Request, error: TetriserveError) -> None:
-        self._server.report_end(request.request_id, self._sender, error, self._spec)
+        self._server.report_end(self._sender, self._spec, error)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tetriserve_backend.triton_adapter.death_watch import start_death_watch
-from tetriserve_backend.triton_adapter.image_format import encode_image
+from tetriserve_backend.triton_adapter.image_encoding import encode_image
 from tetriserve_backend.triton_adapter.model_io import input_tensors, int_tensor, text_input, text_tensor
 from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, load_rendering
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
@@ -28,7 +28,7 @@ class TritonPythonModel:
     and they do not wait behind other requests' images.
     """
 
-    def initialize(self, args: Mapping[str, str]) -> None:  # noqa: ARG002
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Start the threads."""
         start_death_watch()
         self._workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="encode")

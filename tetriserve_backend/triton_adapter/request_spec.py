@@ -78,7 +78,8 @@ def load_spec(text: str) -> RequestSpec:
         raw = json.loads(text)
         return RequestSpec(**{**raw, "output_format": ImageFormat(raw["output_format"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise InvalidRequestError("request", f"not a request specification ({error})", "what preprocess makes") from error
+        problem = f"not a request specification ({error})"
+        raise InvalidRequestError("request", problem, "what preprocess makes") from error
 
 
 def dump_rendering(rendering: Rendering) -> dict[str, object]:

@@ -9,7 +9,6 @@ from tetriserve_backend.cli.launcher.processes import RUN_ID_VARIABLE
 from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE, IMPORT_PATH_VARIABLE
 
 
-
 def server_environment(
     base: Mapping[str, str],
     *,

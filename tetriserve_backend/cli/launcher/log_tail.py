@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-_MARK = "tetriserve: "
+# With the quote that Triton puts around a message: its own messages may hold our name too.
+_MARK = '"tetriserve: '
 
 
 class LogTail:

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 import tetriserve_backend
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.triton_adapter.settings import ServerSettings
@@ -60,8 +63,6 @@ def set_parameters(path: Path, parameters: Mapping[str, str]) -> None:
     config = read_config(path)
     for key, value in parameters.items():
         config.parameters[key].string_value = value
-    from google.protobuf import text_format
-
     path.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
@@ -71,9 +72,6 @@ def read_config(path: Path) -> Any:
     Raises:
         ConfigurationError: it is not a model configuration.
     """
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, text_format.ParseError) as error:

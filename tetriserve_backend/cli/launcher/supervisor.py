@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 
 from tetriserve_backend.cli.launcher.log_tail import LogTail
 from tetriserve_backend.cli.launcher.plan import LaunchPlan
@@ -68,30 +69,34 @@ class Supervisor:
                 self._say(f"these processes could not be killed: {stayed}")
             self._reaper.dismiss()
             self._state.write("stopped")
+            self._say("stopped")
 
     def _serve(self) -> ExitCode:
         budget = RestartBudget(self._settings.max_restarts, self._settings.restart_window_s)
-        was_ready = False
+        was_ever_ready = False
         start_index = 0
         died_s = time.monotonic()
         while True:
             server = self._plan.make_server(start_index)
             server.start()
-            self._state.write("restarting" if was_ready else "starting", server_pid=server.pid, restarts=start_index)
+            phase = "restarting" if was_ever_ready else "starting"
+            self._state.write(phase, server_pid=server.pid, restarts=start_index)
             failure = self._wait_ready(server)
-            if failure is None and not self._stop_asked.is_set():
+            is_ready = failure is None and not self._stop_asked.is_set()
+            if is_ready:
                 took_s = time.monotonic() - died_s
                 self._say(f"ready after {took_s:.1f} s: {self._addresses()}")
                 self._state.write("ready", server_pid=server.pid, restarts=start_index)
-                was_ready = True
+                was_ever_ready = True
                 failure = self._watch(server)
             if failure is None:
-                return self._stop(server, drain=was_ready)
+                return self._stop(server, drain=is_ready)
             died_s = time.monotonic()
             self._destroy()
-            delay_s = budget.take(died_s) if was_ready else None
+            self._keep_timeline(start_index)
+            delay_s = budget.take(died_s, is_ready) if was_ever_ready else None
             if delay_s is None:
-                return self._give_up(failure, was_ready)
+                return self._give_up(failure, was_ever_ready)
             self._say(f"{failure}; starting the server anew{f' in {delay_s:.0f} s' if delay_s else ''}")
             self._stop_asked.wait(delay_s)
             start_index += 1
@@ -180,6 +185,14 @@ class Supervisor:
     def _destroy(self) -> None:
         kill_marked(self._plan.run.run_id)
         remove_shared_memory(self._plan.run.shm_prefix)
+
+    def _keep_timeline(self, start_index: int) -> None:
+        """Move the timeline of a server that died out of the way of the next one."""
+        if self._plan.settings.timeline is None:
+            return
+        path = Path(self._plan.settings.timeline)
+        if path.exists():
+            path.rename(path.with_suffix(f".{start_index}{path.suffix}"))
 
     def _pass_on_news(self) -> None:
         for line in self._log.news():

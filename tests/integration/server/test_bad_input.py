@@ -1,0 +1,159 @@
+"""Bad input is the client's error, names the field and what is allowed, and disturbs nobody else."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.integration.conftest import Server
+from tests.integration.server.wire import Background, generate, infer, metadata, post, stream, tensor
+
+GOOD: dict[str, Any] = {"prompt": "a red fox", "height": 64, "width": 96, "num_inference_steps": 2, "seed": 7}
+
+
+@dataclass(frozen=True)
+class BadField:
+    """A change of the good request, and what the error must say."""
+
+    name: str
+    fields: dict[str, Any]
+    expected: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return {name: value for name, value in {**GOOD, **self.fields}.items() if name not in self.without}
+
+
+BAD_FIELDS = [
+    BadField("empty prompt", {"prompt": ""}, ("prompt", "empty")),
+    BadField("blank prompt", {"prompt": " \n\t"}, ("prompt", "empty")),
+    BadField("missing prompt", {}, ("prompt", "missing"), without=("prompt",)),
+    BadField("endless prompt", {"prompt": "x" * 9000}, ("prompt", "at most 8192 characters")),
+    BadField("height no multiple of 16", {"height": 100}, ("height", "got 100", "multiple of 16")),
+    BadField("width no multiple of 16", {"width": 65}, ("width", "got 65", "multiple of 16")),
+    BadField("negative height", {"height": -64}, ("height", "got -64", "positive multiple of 16")),
+    BadField("image too large", {"height": 1024, "width": 1024}, ("height, width", "1024x1024", "pixels")),
+    BadField("image too small", {"height": 16, "width": 16}, ("height, width", "16x16", "pixels")),
+    BadField("no steps", {"num_inference_steps": 0}, ("num_inference_steps", "got 0", "1 to 200")),
+    BadField("too many steps", {"num_inference_steps": 201}, ("num_inference_steps", "got 201", "1 to 200")),
+    BadField("no time", {"latency_threshold": 0.0}, ("latency_threshold", "got 0", "more than 0")),
+    BadField("negative time", {"latency_threshold": -2.5}, ("latency_threshold", "got -2.5", "more than 0")),
+    BadField("time is not a number", {"latency_threshold": math.nan}, ("latency_threshold", "got nan", "more than 0")),
+    BadField("endless time", {"latency_threshold": 1e39}, ("latency_threshold", "got inf", "at most")),
+    BadField("negative guidance", {"guidance_scale": -1.0}, ("guidance_scale", "got -1", "0 to 100")),
+    BadField("negative seed", {"seed": -1}, ("seed", "got -1", "0 to")),
+    BadField("unknown format", {"output_format": "gif"}, ("output_format", "gif", "png, jpeg, webp")),
+    BadField("unknown parameter", {}, ("colour", "unknown parameter", "prompt"), parameters={"colour": "red"}),
+]
+
+
+def all_cases(cases: list[BadField]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+@pytest.fixture(autouse=True)
+def good_request_succeeds_afterwards(server: Server) -> Any:
+    yield
+    answer = generate(server.http_url, GOOD)
+    assert answer.status == 200, answer.error
+    image = Image.open(io.BytesIO(base64.b64decode(answer.body["image"])))
+    assert (image.size, image.format) == ((96, 64), "PNG")
+
+
+@all_cases(BAD_FIELDS)
+def test_bad_field_is_refused_over_http_generate(server: Server, case: BadField) -> None:
+    answer = generate(server.http_url, {**case.request, **case.parameters})
+    assert answer.status == 400
+    assert_tells(answer.error, case.expected)
+
+
+@all_cases(BAD_FIELDS)
+def test_bad_field_is_refused_over_http_infer(server: Server, case: BadField) -> None:
+    answer = infer(server.http_url, case.request, parameters=case.parameters)
+    assert answer.status == 400
+    assert_tells(answer.error, case.expected)
+
+
+@all_cases(BAD_FIELDS)
+def test_bad_field_is_refused_over_grpc_stream(server: Server, case: BadField) -> None:
+    with np.errstate(over="ignore"):
+        tensors = [tensor(name, value) for name, value in case.request.items()]
+    results, error = stream(server.grpc_url, tensors, parameters=case.parameters or None)
+    assert results == []
+    assert_tells(error, case.expected)
+
+
+def test_prompt_that_is_not_utf8_is_refused_over_http(server: Server) -> None:
+    answer = generate(server.http_url, b'{"prompt": "a \xff fox", "height": 64, "width": 64}')
+    assert answer.status == 400
+    assert_tells(answer.error, ("prompt", "0xff", "UTF-8"))
+
+
+def test_prompt_that_is_not_utf8_is_refused_over_grpc(server: Server) -> None:
+    results, error = stream(server.grpc_url, [tensor("prompt", b"a \xff fox")])
+    assert results == []
+    assert_tells(error, ("prompt", "0xff", "UTF-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "datatype"),
+    [("height", 64, "INT64"), ("height", 64.0, "FP32"), ("latency_threshold", "soon", "BYTES"), ("prompt", 5, "INT32")],
+)
+def test_wrong_type_is_refused(server: Server, name: str, value: Any, datatype: str) -> None:
+    tensors = [tensor(key, good) for key, good in GOOD.items() if key != name] + [tensor(name, value, datatype)]
+    results, error = stream(server.grpc_url, tensors)
+    assert results == []
+    assert_tells(error, (f"'{name}'", "data-type", "expects"))
+
+    body = {"inputs": [{"name": name, "shape": [1], "datatype": datatype, "data": [value]}]}
+    answer = post(server.http_url, "/v2/models/tetriserve_infer/infer", body)
+    assert answer.status == 400
+    assert_tells(answer.error, (f"'{name}'", "data-type", "expects"))
+
+
+@pytest.mark.parametrize("field_name", ["height", "prompt"])
+def test_wrong_shape_is_refused(server: Server, field_name: str) -> None:
+    others = [tensor(name, value) for name, value in GOOD.items() if name != field_name]
+    results, error = stream(server.grpc_url, [*others, tensor(field_name, GOOD[field_name], shape=(2,))])
+    assert results == []
+    assert_tells(error, (f"'{field_name}'", "Expected [1]"))
+
+    answer = generate(server.http_url, {**GOOD, field_name: [GOOD[field_name]] * 2})
+    assert answer.status == 400
+    assert_tells(answer.error, (f"'{field_name}'", "shape"))
+
+
+@pytest.mark.parametrize("change", [{"latency_threshold": "soon"}, {"height": "64"}, {"height": 64.5}, {"prompt": 5}])
+def test_json_of_the_wrong_type_is_refused(server: Server, change: dict[str, Any]) -> None:
+    # Triton parses the JSON of `generate` before any of our code: the words and the status are its own.
+    answer = generate(server.http_url, {**GOOD, **change})
+    assert answer.status in (400, 500)
+    assert "Unable to parse" in answer.error
+
+
+def test_unknown_input_is_refused_over_grpc(server: Server) -> None:
+    results, error = stream(server.grpc_url, [tensor("prompt", "a fox"), tensor("colour", "red")])
+    assert results == []
+    assert_tells(error, ("unexpected inference input 'colour'",))
+
+
+def test_neighbours_of_a_bad_request_get_their_images(server: Server) -> None:
+    good = [tensor(name, value) for name, value in GOOD.items()]
+    neighbours = [Background(stream, server.grpc_url, good) for _ in range(3)]
+    assert generate(server.http_url, {**GOOD, "height": 7}).status == 400
+    for neighbour in neighbours:
+        results, error = neighbour.result()
+        assert error == ""
+        assert metadata(results[-1])["seed"] == 7
+
+
+def assert_tells(error: str, expected: tuple[str, ...]) -> None:
+    for text in expected:
+        assert text in error, error

@@ -1,0 +1,103 @@
+"""A request that nobody wants any more ends at once, wherever it is, and leaves the ranks to others."""
+
+import time
+from typing import Any
+
+import pytest
+from tetriserve_client import Progress, RequestCancelledError, TetriserveClient
+from tritonclient import grpc as triton
+
+from tests.integration.conftest import Server
+from tests.integration.server.wire import Background, generate, stream, tensor
+
+LONG: dict[str, Any] = {"prompt": "a slow river", "height": 256, "width": 256, "num_inference_steps": 200}
+PROMPT_END_S = 5.0
+"""A long request takes about this long by itself; a cancelled one must end much sooner."""
+
+
+def long_tensors() -> list[Any]:
+    return [tensor(name, value) for name, value in LONG.items()]
+
+
+def status(server: Server) -> dict[str, Any]:
+    return generate(server.http_url, {"op": "status"}, "denoise").metadata
+
+
+def wait_for(server: Server, **expected: int) -> float:
+    start_s = time.monotonic()
+    while any(status(server)[name] != value for name, value in expected.items()):
+        assert time.monotonic() - start_s < 30.0, status(server)
+        time.sleep(0.01)
+    return time.monotonic() - start_s
+
+
+def cancel(server: Server, request_id: str) -> bool:
+    answer = generate(server.http_url, {"op": "cancel", "target": request_id}, "denoise")
+    return bool(answer.metadata["cancelled"])
+
+
+@pytest.fixture(autouse=True)
+def server_is_idle_and_works_afterwards(server: Server) -> Any:
+    yield
+    wait_for(server, running=0, pending=0)
+    assert generate(server.http_url, {"prompt": "still there?"}).status == 200
+
+
+def test_request_is_cancelled_while_denoising(server: Server) -> None:
+    call = Background(stream, server.grpc_url, long_tensors(), request_id="long")
+    wait_for(server, running=1)
+    time.sleep(0.3)
+    start_s = time.monotonic()
+    assert cancel(server, "long")
+    _, error = call.result()
+    assert "CANCELLED: " in error
+    assert time.monotonic() - start_s < 1.0
+
+
+def test_request_is_cancelled_while_queued(server: Server) -> None:
+    ids = [f"r{index}" for index in range(5)]
+    calls = {name: Background(stream, server.grpc_url, long_tensors(), request_id=name) for name in ids}
+    start_s = time.monotonic()
+    while (told := status(server))["running"] + told["pending"] < len(ids) or not told["pending"]:
+        assert time.monotonic() - start_s < 30.0
+    # Two ranks cannot run five requests: at least one of these never started.
+    assert all(cancel(server, name) for name in reversed(ids))
+    for call in calls.values():
+        _, error = call.result()
+        assert "CANCELLED: " in error
+    assert time.monotonic() - start_s < PROMPT_END_S
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.04, 0.2])
+def test_cancellation_around_the_decode_ends_in_what_it_was_told(server: Server, delay_s: float) -> None:
+    """The decode begins with the last step's end; an image that is done can no longer be cancelled."""
+    name = f"decoding{delay_s}"
+    fields = {**LONG, "num_inference_steps": 2, "stream_progress": True}
+    answers: list[bool] = []
+    with TetriserveClient(server.grpc_url) as client:
+
+        def on_progress(progress: Progress) -> None:
+            if progress.step == progress.num_steps:
+                time.sleep(delay_s)
+                answers.append(cancel(server, name))
+
+        try:
+            result = client.generate(
+                str(fields["prompt"]), size="256x256", steps=2, request_id=name, on_progress=on_progress
+            )
+        except RequestCancelledError:
+            assert answers == [True]
+        else:
+            assert answers == [False] and result.image
+
+
+def test_grpc_client_of_infer_that_goes_away_is_noticed(server: Server) -> None:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        call = client.async_infer("tetriserve_infer", long_tensors(), lambda result, error: None)
+        wait_for(server, running=1)
+        call.cancel()
+        assert wait_for(server, running=0, pending=0) < 1.0
+
+
+def test_unknown_request_cannot_be_cancelled(server: Server) -> None:
+    assert not cancel(server, "nobody")

@@ -1,0 +1,123 @@
+"""What a client gets for good requests, by every way in."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.integration.conftest import Server
+from tests.integration.server.wire import Background, generate, infer, metadata, stream, tensor
+
+FIELDS: dict[str, Any] = {"prompt": "ein Füchschen im Schnee ❄", "num_inference_steps": 3, "seed": 11}
+
+
+def open_image(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def tensors(**fields: Any) -> list[Any]:
+    return [tensor(name, value) for name, value in {**FIELDS, **fields}.items()]
+
+
+def test_http_generate_answers_a_base64_png_with_complete_metadata(server: Server) -> None:
+    answer = generate(server.http_url, {**FIELDS, "id": "mine", "height": 64, "width": 128, "latency_threshold": 25.5})
+    assert answer.status == 200, answer.error
+    image = open_image(base64.b64decode(answer.body["image"]))
+    assert (image.format, image.size, answer.body["step"]) == ("PNG", (128, 64), 3)
+    told = answer.metadata
+    assert (told["request_id"], told["seed"], told["latency_threshold"]) == ("mine", 11, 25.5)
+    assert told["deadline_met"] and told["admitted"]
+    assert told["total_s"] >= told["encode_s"] + told["denoise_s"] + told["decode_s"] + told["image_encode_s"]
+    kinds = [segment["kind"] for segment in told["segments"]]
+    assert (kinds[0], kinds[-1], set(kinds[1:-1])) == ("encode", "decode", {"denoise"})
+    assert sum(segment["steps"] for segment in told["segments"]) == 3
+
+
+def test_grpc_stream_tells_each_step_in_order_before_the_image(server: Server) -> None:
+    results, error = stream(server.grpc_url, tensors(stream_progress=True, num_inference_steps=6, base64=False))
+    assert error == ""
+    *progress, last = results
+    assert [int(result.as_numpy("step")[0]) for result in progress] == [1, 2, 3, 4, 5, 6]
+    assert all(result.as_numpy("image")[0] == b"" for result in progress)
+    assert [metadata(result)["step"] for result in progress] == [1, 2, 3, 4, 5, 6]
+    assert int(last.as_numpy("step")[0]) == 6
+    assert open_image(last.as_numpy("image")[0]).size == (128, 128)
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_image_comes_in_the_format_asked_for(server: Server, image_format: str) -> None:
+    results, error = stream(server.grpc_url, tensors(output_format=image_format, base64=False))
+    assert error == ""
+    assert open_image(results[-1].as_numpy("image")[0]).format == image_format.upper()
+
+
+def test_infer_gives_the_image_that_generate_gives(server: Server) -> None:
+    answer = infer(server.http_url, {**FIELDS, "stream_progress": True}, request_id="by infer")
+    assert answer.status == 200, answer.error
+    outputs = {output["name"]: output["data"][0] for output in answer.body["outputs"]}
+    assert json.loads(outputs["metadata"])["request_id"] == "by infer"
+    by_infer = np.asarray(open_image(base64.b64decode(outputs["image"])), dtype=np.int16)
+    by_generate = generate(server.http_url, FIELDS).body["image"]
+    difference = by_infer - np.asarray(open_image(base64.b64decode(by_generate)), dtype=np.int16)
+    # The degrees may differ, which may move a channel by one.
+    assert np.abs(difference).max() <= 1
+
+
+def test_seed_is_drawn_and_told_when_none_is_given(server: Server) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name != "seed"}
+    seeds = {generate(server.http_url, fields).metadata["seed"] for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_id_in_use_is_refused_and_its_owner_gets_the_image(server: Server) -> None:
+    long = tensors(num_inference_steps=60, height=256, width=256, stream_progress=True)
+    owner = Background(stream, server.grpc_url, long, request_id="taken")
+    while not generate(server.http_url, {"op": "status"}, "denoise").metadata["running"]:
+        pass
+    answer = generate(server.http_url, {**FIELDS, "id": "taken"})
+    assert answer.status == 400
+    assert "ALREADY_EXISTS: request id: 'taken'" in answer.error
+    results, error = owner.result()
+    assert error == "" and results[-1].as_numpy("image")[0]
+
+
+def test_many_clients_at_once_each_get_their_own_image(server: Server) -> None:
+    calls = [Background(infer, server.http_url, {**FIELDS, "seed": seed}, f"r{seed}") for seed in range(12)]
+    for seed, call in enumerate(calls):
+        answer = call.result()
+        told = json.loads({output["name"]: output["data"][0] for output in answer.body["outputs"]}["metadata"])
+        assert (told["request_id"], told["seed"]) == (f"r{seed}", seed)
+
+
+def test_status_tells_what_is_served(server: Server) -> None:
+    told = generate(server.http_url, {"op": "status"}, "denoise").metadata
+    assert (told["state"], told["world_size"], told["ranks"]) == ("serving", 2, [0, 1])
+    assert told["model"] == "demo-flux"
+    assert told["resolutions"] == ["64x64", "128x128", "256x256"]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"op": "explode"}, "op: got 'explode'; allowed: generate, cancel, status, drain"),
+        ({"op": "drain", "target": "guess"}, "target: not the control token"),
+        ({"op": "generate", "request": "{}"}, "request: not a request specification"),
+        # Every input of denoise is optional: nothing at all is an empty `generate`.
+        ({}, "request: not a request specification"),
+    ],
+)
+def test_wrong_call_of_denoise_is_refused(server: Server, body: dict[str, Any], expected: str) -> None:
+    answer = generate(server.http_url, body, "denoise")
+    assert answer.status == 400
+    assert expected in answer.error
+
+
+def test_timeline_can_be_read_while_the_server_runs(server: Server) -> None:
+    generate(server.http_url, {**FIELDS, "id": "on the timeline"})
+    events = json.loads(server.timeline_path.read_text())["traceEvents"]
+    names = [event["name"] for event in events if event.get("args", {}).get("id") == "on the timeline"]
+    assert names == ["arrive", "finish"]

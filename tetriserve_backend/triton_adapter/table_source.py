@@ -1,0 +1,97 @@
+"""Where the latency table of a server comes from: given, an asset, the cache, or measured now."""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.latency_table import LatencyTable
+
+_log = logging.getLogger(__name__)
+_SUFFIX = ".latency.json"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TableIdentity:
+    """What a latency table must have been measured on to be of use here.
+
+    Attributes:
+        resolutions: (height, width) that must be among the profiled ones; empty asks for none.
+    """
+
+    model: str
+    device: str
+    world_size: int
+    dtype: str
+    resolutions: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """A file name of its own for each identity but the resolutions."""
+        parts = (self.model, self.device, f"w{self.world_size}", self.dtype)
+        return "-".join(_UNSAFE.sub("_", part) for part in parts) + _SUFFIX
+
+    def matches(self, table: LatencyTable) -> bool:
+        """Whether `table` tells the times of this model on these ranks."""
+        same = (table.model, table.device, table.world_size, table.dtype) == (
+            self.model,
+            self.device,
+            self.world_size,
+            self.dtype,
+        )
+        return same and set(self.resolutions) <= set(table.resolutions)
+
+
+async def resolve_table(
+    identity: TableIdentity,
+    given: Path | None,
+    assets: Path,
+    cache: Path,
+    measure: Callable[[], Awaitable[LatencyTable]],
+) -> LatencyTable:
+    """The table to serve with.
+
+    A given one is taken as it is. Else the first that matches, among the assets of the model and then in
+    the cache; else `measure` makes one, which is written to both.
+
+    Raises:
+        LatencyTableError: the given table cannot be read.
+    """
+    if given is not None:
+        return LatencyTable.load(given)
+    for path in (*sorted(assets.glob(f"*{_SUFFIX}")), cache / identity.file_name):
+        table = _load_matching(path, identity)
+        if table is not None:
+            _log.info("latency table: %s", path)
+            if path.parent != assets:
+                _save(table, [assets / identity.file_name])
+            return table
+    _log.info("no latency table for %s on %d × %s: measuring one", identity.model, identity.world_size, identity.device)
+    table = await measure()
+    _save(table, [assets / identity.file_name, cache / identity.file_name])
+    return table
+
+
+def _load_matching(path: Path, identity: TableIdentity) -> LatencyTable | None:
+    if not path.exists():
+        return None
+    try:
+        table = LatencyTable.load(path)
+    except LatencyTableError as error:
+        _log.warning("%s; it is left aside", error)
+        return None
+    return table if identity.matches(table) else None
+
+
+def _save(table: LatencyTable, paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            table.save(path)
+        except OSError as error:
+            # A read-only model repository costs the next start a measurement, not this one its life.
+            _log.warning("the latency table could not be written to %s: %s", path, error)
+        else:
+            _log.info("latency table written to %s", path)
