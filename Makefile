@@ -1,0 +1,63 @@
+# Two commands do everything: `make demo` and `make test`. Needs Python 3.10-3.12 with venv, and a network.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python on PATH that will do; set PYTHON=... to choose another.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+SERVE_ARGS ?=
+DEMO_ARGS ?=
+
+.PHONY: help demo serve test lint format check-types perf load bench-overhead lock clean
+
+help:  ## what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "tetriserve needs Python 3.10, 3.11 or 3.12 with the modules venv and ensurepip; found:" \
+			"$$(python3 --version 2>&1 || echo 'no python3')." \
+			"Install one (Debian and Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml requirements.lock | $(BIN)/python
+	@echo "installing tetriserve and what it needs (about 2 GB the first time)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "installing the tools for tests and load"
+	@$(PIP) -e '.[load,dev]'
+	@touch $@
+
+demo: $(VENV)/.base  ## a real server, a mixed load with deadlines, images and the schedule as pictures
+	@$(BIN)/tetriserve demo $(DEMO_ARGS)
+
+serve: $(VENV)/.base  ## leave the server up; SERVE_ARGS="--policy rssp" and so on
+	@$(BIN)/tetriserve serve $(SERVE_ARGS)
+
+lint: $(VENV)/.dev  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the code in house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## everything that CI runs
+	$(BIN)/python -m pytest tests/unit -q -n 2
+	$(BIN)/python -m pytest tests/integration
+
+lock:  ## make requirements.lock anew (needs uv on PATH)
+	@uv pip compile --universal --python-version 3.10 --extra load --extra dev --no-emit-index-url \
+		--no-annotate --no-header --quiet pyproject.toml -o .lock.tmp
+	@{ head -n 2 requirements.lock; cat .lock.tmp; } > .lock.new && mv .lock.new requirements.lock && rm .lock.tmp
+
+clean:  ## remove the virtual environment and what tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output load-output perf-output
