@@ -12,8 +12,8 @@ class SchedulerSettings(BaseModel):
 
     Attributes:
         policy: which policy plans: `tetriserve`, `rssp`, `fcfs-optimal-shape` or `fixed-sp<k>`.
-        step_granularity: steps of the slowest profiled resolution, at its fastest degree, that one round of
-            `tetriserve` holds. Fewer react sooner to arrivals, more switch less often (§6, Fig. 15).
+        step_granularity: steps that one round of `tetriserve` holds of a resolution of median speed at its
+            fastest degree (`round_length.py`). Fewer react sooner to arrivals, more switch less often (§6, Fig. 15).
         placement_preservation: `tetriserve` keeps a request on the ranks of its last round where it can;
             off, each round places anew from the lowest rank (§4.2.3).
         elastic_scale_up: `tetriserve` gives ranks that the packing left idle to whoever gains from them;
@@ -21,7 +21,8 @@ class SchedulerSettings(BaseModel):
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
             for ranks that are about to finish (a decode, a segment slower than its profile).
         late_limit_s: a request that is late by this much goes before all others on one rank, so that nobody
-            starves under lasting overload; None leaves late requests the leftovers only, as in the paper.
+            starves under lasting overload; None, the default, leaves late requests the leftovers only, as in
+            the paper: they run when capacity frees up.
         rssp_degrees: degree by resolution ("1024x1024": 2) for `rssp`; resolutions not named follow the
             rule of `rssp_min_efficiency`.
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
@@ -36,7 +37,7 @@ class SchedulerSettings(BaseModel):
     placement_preservation: bool = True
     elastic_scale_up: bool = True
     boundary_grace: float = Field(default=0.1, ge=0.0, le=1.0)
-    late_limit_s: float | None = Field(default=30.0, ge=0.0)
+    late_limit_s: float | None = Field(default=None, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
     max_segment_steps: int = Field(default=5, ge=1)
