@@ -37,7 +37,7 @@ class XditExecutor:
     """Implements `engine.executor_port.Executor` on real ranks.
 
     Attributes (all but `model_name` are known after `start`):
-        model_name: the model as the settings name it.
+        model_name: the model as the settings name it; `model_directory` is where it was found.
         device: `cpu` or `cuda`; `device_name` is the product's name.
         world_size, dtype, software: as a latency table tells them.
         num_heads, text_tokens: each degree must divide both, and the image tokens of its segment.
@@ -46,6 +46,7 @@ class XditExecutor:
     def __init__(self, model: ModelSettings, executor: ExecutorSettings) -> None:
         self._model, self._settings = model, executor
         self.model_name = model.path
+        self.model_directory = Path()
         self.world_size = executor.world_size or 0
         self.device, self.device_name, self.dtype = "", "", ""
         self.software: dict[str, str] = {}
@@ -153,6 +154,7 @@ class XditExecutor:
         early = surely_without_gpu(self._model)
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
         directory = await asyncio.to_thread(resolve_directory, self._model)
+        self.model_directory = directory
         machine = await asyncio.to_thread(inspect_machine, self._model, settings)
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)

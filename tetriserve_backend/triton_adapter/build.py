@@ -18,7 +18,7 @@ from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_res
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
 
 _log = logging.getLogger(__name__)
-_CPU_RESOLUTIONS = ((128, 128), (256, 256), (512, 512))
+_CPU_RESOLUTIONS = ((256, 256), (512, 512), (768, 768), (1024, 1024))
 _CUDA_RESOLUTIONS = ((256, 256), (512, 512), (1024, 1024), (2048, 2048))
 
 
@@ -43,6 +43,8 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
         raise
     facts: dict[str, object] = {
         "model": executor.model_name,
+        "model_directory": str(executor.model_directory),
+        "text_tokens": executor.text_tokens,
         "device": executor.device_name,
         "dtype": executor.dtype,
         "world_size": executor.world_size,

@@ -50,7 +50,7 @@ def _serve_and_compare(
         with LocalServer(Path(folder) / "server.log", options) as server:
             client = TetriserveClient(server.grpc_url)
             facts = client.status()
-            with BareDiffusers(Path(facts["model_path"]), int(facts["text_tokens"])) as pipe:
+            with BareDiffusers(Path(facts["model_directory"]), int(facts["text_tokens"])) as pipe:
                 for number in range(pairs + 1):
                     console.print(f"pair {number} of {pairs}" + (" (warm-up, not counted)" if number == 0 else ""))
                     result = client.generate(_PROMPT, size=(side, side), steps=steps, slo_s=600.0, seed=number)
