@@ -14,7 +14,7 @@ from tritonclient.grpc import aio as triton
 from tetriserve_client.errors import RequestTimeoutError, ServerFailureError, TetriserveClientError
 from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageRequest, Size, new_request_id
 from tetriserve_client.result import GenerateResult, Progress, ProgressCallback
-from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S
+from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S, FAREWELL_S
 from tetriserve_client.wire import EMPTY_FINAL_RESPONSE, FieldValue, Reply, error_of, read_reply, tensors
 
 
@@ -102,29 +102,21 @@ class AsyncTetriserveClient:
         """
         fields: dict[str, FieldValue] = {**request.fields(), "base64": False, "stream_progress": progress}
         started_s = time.monotonic()
-        ended = False
         replies = self._exchange(IMAGE_MODEL, fields, request.request_id, timeout_s)
         try:
             result = None
             async for reply in replies:
-                ended = reply.final
                 if reply.image and reply.metadata is not None:
                     result = GenerateResult(reply.image, reply.metadata, time.monotonic() - started_s)
                 elif reply.metadata is not None and progress:
                     total = int(reply.metadata["num_inference_steps"])
                     yield Progress(reply.step, total, time.monotonic() - started_s)
-            ended = True
             if result is not None:
                 yield result
-        except RequestTimeoutError:
-            raise
-        except TetriserveClientError:
-            ended = True
-            raise
         finally:
+            if not replies.ended:
+                await self._abandon(request.request_id, replies)
             await replies.aclose()
-            if not ended:
-                await self._abandon(request.request_id)
 
     async def cancel(self, request_id: str) -> bool:
         """Stop a request, wherever it is; False if the server knows of none by this id.
@@ -145,23 +137,26 @@ class AsyncTetriserveClient:
     async def _control(self, op: str, **fields: FieldValue) -> dict[str, Any]:
         replies = self._exchange(ENGINE_MODEL, {"op": op, **fields}, new_request_id(), CONTROL_TIMEOUT_S)
         async with contextlib.aclosing(replies):
-            async for reply in replies:
-                if reply.metadata is not None:
-                    return dict(reply.metadata)
+            told = [reply.metadata async for reply in replies if reply.metadata is not None]
+        if told:
+            return dict(told[0])
         raise ServerFailureError(f"the server did not answer the operation '{op}'")
 
-    async def _abandon(self, request_id: str) -> None:
+    async def _abandon(self, request_id: str, replies: "_Replies") -> None:
         # Why the caller stopped matters more than whether the server could be told.
         with contextlib.suppress(TetriserveClientError):
             for _ in range(CANCEL_TRIES):
                 if await self.cancel(request_id):
-                    return
+                    break
                 await asyncio.sleep(CANCEL_PAUSE_S)
+            await replies.skip_to_end(FAREWELL_S)
 
-    async def _exchange(
+    def _exchange(
         self, model: str, fields: dict[str, FieldValue], request_id: str, timeout_s: float | None
-    ) -> AsyncGenerator[Reply, None]:
-        give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
+    ) -> "_Replies":
+        # Made on first use, because a channel of grpc.aio belongs to the loop that runs at that moment.
+        if self._triton is None:
+            self._triton = triton.InferenceServerClient(self._url)
         # tritonclient's asyncio twin has no argument for the empty final response, but passes parameters through.
         call = {
             "model_name": model,
@@ -169,32 +164,69 @@ class AsyncTetriserveClient:
             "request_id": request_id,
             "parameters": {EMPTY_FINAL_RESPONSE: True},
         }
-        responses = self._connection().stream_infer(_once(call))
-        try:
-            while True:
-                left_s = None if give_up_s is None else max(0.0, give_up_s - time.monotonic())
-                try:
-                    result, failure = await asyncio.wait_for(responses.__anext__(), left_s)
-                except StopAsyncIteration:
-                    return
-                except asyncio.TimeoutError:
-                    raise RequestTimeoutError(f"no answer from {self._url} within {timeout_s} s") from None
-                if failure is not None:
-                    raise error_of(failure, self._url)
-                reply = read_reply(result)
-                yield reply
-                if reply.final:
-                    return
-        except grpc.RpcError as failure:
-            raise error_of(InferenceServerException(failure.details(), str(failure.code())), self._url) from failure
-        finally:
-            responses.cancel()
+        return _Replies(self._triton.stream_infer(_once(call)), self._url, timeout_s)
 
-    def _connection(self) -> Any:
-        # Made on first use, because a channel of grpc.aio belongs to the loop that runs at that moment.
-        if self._triton is None:
-            self._triton = triton.InferenceServerClient(self._url)
-        return self._triton
+
+class _Replies:
+    """The responses to one request, on a stream of its own, because tritonclient drops the request id of errors.
+
+    Iterating ends after the final response and raises on an error, after which nothing more would come.
+    `ended` tells whether it has come to either.
+    """
+
+    def __init__(self, responses: Any, url: str, timeout_s: float | None) -> None:
+        self._url, self._timeout_s = url, timeout_s
+        self._give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self.ended = False
+        self._responses = responses
+        self._arrived: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue()
+        # A task of its own reads the stream, because giving up a read of grpc.aio tears its stream down.
+        self._reader = asyncio.create_task(self._read())
+
+    async def __aiter__(self) -> AsyncGenerator[Reply, None]:
+        while not self.ended:
+            left_s = None if self._give_up_s is None else max(0.0, self._give_up_s - time.monotonic())
+            try:
+                result, failure = await asyncio.wait_for(self._arrived.get(), left_s)
+            except asyncio.TimeoutError:
+                raise RequestTimeoutError(f"no answer from {self._url} within {self._timeout_s} s") from None
+            if failure is not None:
+                self.ended = True
+                raise error_of(failure, self._url)
+            reply = read_reply(result)
+            self.ended = reply.final
+            yield reply
+
+    async def skip_to_end(self, limit_s: float) -> None:
+        """Take what still comes, for at most `limit_s` seconds.
+
+        Raises:
+            TetriserveClientError: the stream ended with an error, or not within the limit.
+        """
+        self._give_up_s = time.monotonic() + limit_s
+        async for _ in self:
+            pass
+
+    async def aclose(self) -> None:
+        """Leave the stream: softly at its end, by force before it."""
+        if not self.ended:
+            self.ended = True
+            self._responses.cancel()
+        await asyncio.wait([self._reader], timeout=FAREWELL_S)
+
+    async def _read(self) -> None:
+        try:
+            async for result, failure in self._responses:
+                self._arrived.put_nowait((result, failure))
+        except asyncio.CancelledError:
+            # What a stream that we tore down ourselves ends with.
+            return
+        except grpc.RpcError as failure:
+            reason = InferenceServerException(failure.details(), str(failure.code()))
+            self._arrived.put_nowait((None, reason))
+        else:
+            lost = InferenceServerException("INTERNAL: the server ended the stream without a final response")
+            self._arrived.put_nowait((None, lost))
 
 
 async def _once(call: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:

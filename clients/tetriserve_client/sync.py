@@ -20,6 +20,10 @@ CONTROL_TIMEOUT_S = 5.0
 CANCEL_TRIES, CANCEL_PAUSE_S = 3, 0.1
 """A request that was sent just now may not have reached the engine when its cancellation does."""
 
+FAREWELL_S = 2.0
+"""How long to wait for the end of a stream whose request was cancelled: a stream that is torn down in mid-request
+leaves the request's remains in Triton 2.51, which then takes its whole exit timeout to stop."""
+
 
 class TetriserveClient:
     """Asks a server for images, one gRPC stream per request; may be used from several threads.
@@ -100,29 +104,21 @@ class TetriserveClient:
         """
         fields: dict[str, FieldValue] = {**request.fields(), "base64": False, "stream_progress": progress}
         started_s = time.monotonic()
-        ended = False
         replies = self._exchange(IMAGE_MODEL, fields, request.request_id, timeout_s)
         try:
             result = None
             for reply in replies:
-                ended = reply.final
                 if reply.image and reply.metadata is not None:
                     result = GenerateResult(reply.image, reply.metadata, time.monotonic() - started_s)
                 elif reply.metadata is not None and progress:
                     total = int(reply.metadata["num_inference_steps"])
                     yield Progress(reply.step, total, time.monotonic() - started_s)
-            ended = True
             if result is not None:
                 yield result
-        except RequestTimeoutError:
-            raise
-        except TetriserveClientError:
-            ended = True
-            raise
         finally:
+            if not replies.ended:
+                self._abandon(request.request_id, replies)
             replies.close()
-            if not ended:
-                self._abandon(request.request_id)
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request, wherever it is; False if the server knows of none by this id.
@@ -142,19 +138,20 @@ class TetriserveClient:
 
     def _control(self, op: str, **fields: FieldValue) -> dict[str, Any]:
         replies = self._exchange(ENGINE_MODEL, {"op": op, **fields}, new_request_id(), CONTROL_TIMEOUT_S)
-        for reply in replies:
-            if reply.metadata is not None:
-                replies.close()
-                return dict(reply.metadata)
+        with contextlib.closing(replies):
+            told = [reply.metadata for reply in replies if reply.metadata is not None]
+        if told:
+            return dict(told[0])
         raise ServerFailureError(f"the server did not answer the operation '{op}'")
 
-    def _abandon(self, request_id: str) -> None:
+    def _abandon(self, request_id: str, replies: "_Replies") -> None:
         # Why the caller stopped matters more than whether the server could be told.
         with contextlib.suppress(TetriserveClientError):
             for _ in range(CANCEL_TRIES):
                 if self.cancel(request_id):
-                    return
+                    break
                 time.sleep(CANCEL_PAUSE_S)
+            replies.skip_to_end(FAREWELL_S)
 
     def _exchange(
         self, model: str, fields: dict[str, FieldValue], request_id: str, timeout_s: float | None
@@ -166,6 +163,7 @@ class _Replies:
     """The responses to one request, on a stream of its own, because tritonclient drops the request id of errors.
 
     Iterating ends after the final response and raises on an error, after which nothing more would come.
+    `ended` tells whether it has come to either.
     """
 
     def __init__(
@@ -174,7 +172,7 @@ class _Replies:
         self._url, self._timeout_s = url, timeout_s
         self._give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._ended = False
+        self.ended = False
         self._triton = triton.InferenceServerClient(url)
         try:
             self._triton.start_stream(callback=lambda result, error: self._arrived.put((result, error)))
@@ -188,20 +186,31 @@ class _Replies:
             raise error_of(reason, url) from failure
 
     def __iter__(self) -> Iterator[Reply]:
-        while not self._ended:
+        while not self.ended:
             try:
                 left_s = None if self._give_up_s is None else max(0.0, self._give_up_s - time.monotonic())
                 result, failure = self._arrived.get(timeout=left_s)
             except queue.Empty:
                 raise RequestTimeoutError(f"no answer from {self._url} within {self._timeout_s} s") from None
             if failure is not None:
+                self.ended = True
                 raise error_of(failure, self._url)
             reply = read_reply(result)
-            self._ended = reply.final
+            self.ended = reply.final
             yield reply
 
+    def skip_to_end(self, limit_s: float) -> None:
+        """Take what still comes, for at most `limit_s` seconds.
+
+        Raises:
+            TetriserveClientError: the stream ended with an error, or not within the limit.
+        """
+        self._give_up_s = time.monotonic() + limit_s
+        for _ in self:
+            pass
+
     def close(self) -> None:
-        """Leave the stream, and whatever may still come on it."""
-        self._ended = True
-        self._triton.stop_stream(cancel_requests=True)
+        """Leave the stream: softly at its end, by force before it."""
+        self._triton.stop_stream(cancel_requests=not self.ended)
+        self.ended = True
         self._triton.close()
