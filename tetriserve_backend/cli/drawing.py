@@ -3,6 +3,7 @@
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,8 +17,10 @@ from tetriserve_backend.cli.timeline_view import RequestSpan, TimelineView, Work
 _GOLDEN_RATIO = 0.618034
 _HATCH = {"encode": "....", "denoise": "", "decode": "////"}
 _ON_TIME, _LATE, _UNFINISHED = "#1a7f37", "#cf222e", "#6e7781"
-_LABEL_WIDTH_FRACTION = 0.022
-"""A span narrower than this part of the whole time has no room for its request's name."""
+_BAR_HEIGHT = 0.86
+_LABEL_BOX = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+_LABEL_WIDTH_FRACTION = 0.018
+"""A run narrower than this part of the whole time has no room for its request's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,11 @@ def draw_schedule(view: TimelineView, path: Path, *, title: str) -> None:
     colors = _Colors(tuple(request.request_id for request in view.requests))
     _draw_requests(upper, view.requests, colors)
     _draw_gpus(lower, view, colors)
-    lower.set_xlim(0.0, view.end_s * 1.02 or 1.0)
+    margin_s = 0.02 * (view.end_s - view.start_s) or 1.0
+    lower.set_xlim(view.start_s - margin_s, view.end_s + margin_s)
     lower.set_xlabel("seconds since the server's timeline began")
     figure.suptitle(title, fontsize=12)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=9, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -73,7 +77,8 @@ def _request_label(request: RequestSpan) -> str:
 
 def _draw_gpus(axes: Axes, view: TimelineView, colors: _Colors) -> None:
     for span in view.work:
-        _draw_work(axes, span, colors, view.end_s)
+        _draw_work(axes, span, colors)
+    _label_runs(axes, view)
     for request in view.requests:
         axes.axvline(request.deadline_s, color=colors.of(request.request_id), linewidth=1.0, linestyle="--", alpha=0.8)
         axes.plot(
@@ -90,14 +95,13 @@ def _draw_gpus(axes: Axes, view: TimelineView, colors: _Colors) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _draw_work(axes: Axes, span: WorkSpan, colors: _Colors, end_s: float) -> None:
+def _draw_work(axes: Axes, span: WorkSpan, colors: _Colors) -> None:
     """A batch is cut into one strip per request."""
-    height = 0.86 / len(span.request_ids)
+    height = _BAR_HEIGHT / len(span.request_ids)
     for index, name in enumerate(span.request_ids):
-        bottom = span.gpu - 0.43 + index * height
         axes.add_patch(
             Rectangle(
-                (span.start_s, bottom),
+                (span.start_s, span.gpu - _BAR_HEIGHT / 2 + index * height),
                 span.duration_s,
                 height,
                 facecolor=colors.of(name),
@@ -106,17 +110,18 @@ def _draw_work(axes: Axes, span: WorkSpan, colors: _Colors, end_s: float) -> Non
                 linewidth=0.6,
             )
         )
-        if span.kind == "denoise" and span.duration_s > _LABEL_WIDTH_FRACTION * end_s:
-            axes.text(
-                span.start_s + span.duration_s / 2,
-                bottom + height / 2,
-                f"{name}\n×{span.sp_degree}",
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color="white",
-                clip_on=True,
-            )
+
+
+def _label_runs(axes: Axes, view: TimelineView) -> None:
+    """Name and degree of each run of segments that one batch has on one GPU, where there is room for it."""
+    for gpu in view.gpus:
+        spans = sorted((span for span in view.work if span.gpu == gpu), key=lambda span: span.start_s)
+        for (names, degree), group in groupby(spans, key=lambda span: (span.request_ids, span.sp_degree)):
+            run = list(group)
+            start_s, end_s = run[0].start_s, run[-1].start_s + run[-1].duration_s
+            if end_s - start_s > _LABEL_WIDTH_FRACTION * (view.end_s - view.start_s):
+                text = "\n".join([*names, f"×{degree}"])
+                axes.text((start_s + end_s) / 2, gpu, text, ha="center", va="center", fontsize=7, bbox=_LABEL_BOX)
 
 
 def _legend() -> list[Patch | Line2D]:
@@ -128,6 +133,7 @@ def _legend() -> list[Patch | Line2D]:
         *work,
         point("D", "black", "deadline"),
         point("v", "#888888", "deadline (in its request's colour)"),
+        Patch(facecolor="none", edgecolor="none", label="×2: two GPUs share the step"),
         point("o", _ON_TIME, "done in time"),
         point("o", _LATE, "late or failed"),
     ]

@@ -53,6 +53,12 @@ class TimelineView:
         return tuple(range(max((span.gpu for span in self.work), default=-1) + 1))
 
     @property
+    def start_s(self) -> float:
+        """When the first thing shown happens; 0 where nothing does."""
+        moments = [span.start_s for span in self.work] + [request.arrival_s for request in self.requests]
+        return min(moments, default=0.0)
+
+    @property
     def end_s(self) -> float:
         """When the last thing shown happens: work, an end or a deadline."""
         moments = [span.start_s + span.duration_s for span in self.work]

@@ -58,7 +58,7 @@ class LoadShape:
     num_requests: int = 12
     num_steps: int = 20
     utilization: float = 0.7
-    slo_scales: tuple[float, ...] = (2.0, 2.5, 3.5, 5.0)
+    slo_scales: tuple[float, ...] = (2.5, 3.0, 4.0, 6.0)
     seed: int = 0
 
 
