@@ -8,6 +8,9 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 SERVE_ARGS ?=
 DEMO_ARGS ?=
+PERF_ARGS ?=
+LOAD_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help demo serve test lint format check-types perf load bench-overhead lock clean
 
@@ -39,6 +42,15 @@ demo: $(VENV)/.base  ## a real server, a mixed load with deadlines, images and t
 
 serve: $(VENV)/.base  ## leave the server up; SERVE_ARGS="--policy rssp" and so on
 	@$(BIN)/tetriserve serve $(SERVE_ARGS)
+
+perf: $(VENV)/.base  ## Triton's perf_analyzer against a server of its own
+	@$(BIN)/python clients/perf.py $(PERF_ARGS)
+
+load: $(VENV)/.dev  ## locust against a server of its own, on-time ratio printed
+	@$(BIN)/python clients/load.py $(LOAD_ARGS)
+
+bench-overhead: $(VENV)/.base  ## what serving costs beside the bare model, gaps, time per decision
+	@$(BIN)/tetriserve bench-overhead $(BENCH_ARGS)
 
 lint: $(VENV)/.dev  ## style, types, layers
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The other side of the comparison: diffusers' own pipeline in a process of its own, with the rank's settings."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,10 @@ class BareDiffusers:
 
     def __init__(self, model: Path, max_sequence_length: int) -> None:
         command = [sys.executable, "-m", __name__, str(model), str(max_sequence_length)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+        self._process = subprocess.Popen(
+            command, env=os.environ | quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def __enter__(self) -> "BareDiffusers":
         self._ask({"height": 256, "width": 256, "num_inference_steps": 1, "prompt": "warm up", "seed": 0})
@@ -46,13 +50,17 @@ class BareDiffusers:
 
 
 def _serve_lines(model: Path, max_sequence_length: int) -> None:
-    import torch  # noqa: PLC0415 - the parent process needs none of this
-    from diffusers import FluxPipeline  # noqa: PLC0415
+    import diffusers  # noqa: PLC0415 - the parent process needs none of this
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
 
-    from tetriserve_backend.triton_adapter.image_format import ImageFormat, encode_image  # noqa: PLC0415
+    from tetriserve_backend.triton_adapter.image_encoding import encode_image  # noqa: PLC0415
+    from tetriserve_backend.triton_adapter.image_format import ImageFormat  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    pipe = FluxPipeline.from_pretrained(model, local_files_only=True)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    pipe = diffusers.FluxPipeline.from_pretrained(model, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     for line in sys.stdin:
         request = json.loads(line)

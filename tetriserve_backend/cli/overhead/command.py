@@ -53,7 +53,7 @@ def _serve_and_compare(
             with BareDiffusers(Path(facts["model_directory"]), int(facts["text_tokens"])) as pipe:
                 for number in range(pairs + 1):
                     console.print(f"pair {number} of {pairs}" + (" (warm-up, not counted)" if number == 0 else ""))
-                    result = client.generate(_PROMPT, size=(side, side), steps=steps, slo_s=600.0, seed=number)
+                    result = client.generate(_PROMPT, size=f"{side}x{side}", steps=steps, slo_s=600.0, seed=number)
                     request = {"height": side, "width": side, "num_inference_steps": steps}
                     seconds = pipe.seconds({**request, "prompt": _PROMPT, "seed": number})
                     if number:
