@@ -1,0 +1,155 @@
+"""What the launcher decides before anything runs."""
+
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tetriserve_backend.cli.launcher import installation
+from tetriserve_backend.cli.launcher.command import check_extra_arguments, server_command
+from tetriserve_backend.cli.launcher.environment import server_environment
+from tetriserve_backend.cli.launcher.installation import find_installation, find_libpython_dir
+from tetriserve_backend.cli.launcher.ports import Endpoints, claim_endpoints
+from tetriserve_backend.cli.launcher.repository import MODELS, find_model_repository, read_config, render_repository
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings_sources import build_settings, from_parameters
+
+ENDPOINTS = Endpoints("127.0.0.1", 1, 2, 3)
+
+
+def parameters_of(path: Path) -> dict[str, str]:
+    return {name: value.string_value for name, value in read_config(path).parameters.items()}
+
+
+def test_settings_reach_the_models_that_read_them(tmp_path: Path) -> None:
+    settings = build_settings({"scheduler": {"policy": "rssp"}, "request": {"height": 64}, "timeline": "/t.json"})
+    render_repository(find_model_repository(), tmp_path / "repository", settings)
+    denoise = from_parameters(parameters_of(tmp_path / "repository" / "denoise" / "config.pbtxt"))
+    assert (denoise.scheduler.policy, denoise.timeline) == ("rssp", "/t.json")
+    preprocess = from_parameters(parameters_of(tmp_path / "repository" / "preprocess" / "config.pbtxt"))
+    assert (preprocess.request.height, preprocess.scheduler) == (64, ServerSettings().scheduler)
+    assert all((tmp_path / "repository" / name / "1").is_dir() for name in MODELS)
+
+
+def test_checked_in_configurations_are_what_clients_rely_on() -> None:
+    repository = find_model_repository()
+    configs = {name: read_config(repository / name / "config.pbtxt") for name in MODELS}
+    assert {name: config.name for name, config in configs.items()} == {name: name for name in MODELS}
+    public = [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in configs["tetriserve"].input]
+    front = [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in configs["tetriserve_infer"].input]
+    checked = [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in configs["preprocess"].input]
+    assert public == front == checked
+    assert [tensor.name for tensor in configs["tetriserve"].output] == ["image", "step", "metadata"]
+    assert configs["denoise"].model_transaction_policy.decoupled
+    assert not configs["tetriserve_infer"].model_transaction_policy.decoupled
+    # More instances of postprocess would mix up the order of one request's responses.
+    assert [group.count for group in configs["postprocess"].instance_group] == [1]
+
+
+def test_repository_without_our_models_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with pytest.raises(ConfigurationError, match="denoise"):
+        render_repository(tmp_path / "source", tmp_path / "target", ServerSettings())
+
+
+def test_broken_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text("name: 'x' nonsense: 1")
+    with pytest.raises(ConfigurationError, match=r"config\.pbtxt"):
+        read_config(tmp_path / "config.pbtxt")
+
+
+def test_environment_puts_this_python_and_its_library_first() -> None:
+    environment = server_environment(
+        {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/h"},
+        library_dirs=[Path("/py/lib"), Path("/wheel/libs")],
+        python_bin=Path("/venv/bin"),
+        import_path=["/src", "/src/profiling"],
+        run_id="tetriserve-1",
+        control_token="t",
+    )
+    assert environment["PATH"] == "/venv/bin:/usr/bin"
+    assert environment["LD_LIBRARY_PATH"] == "/py/lib:/wheel/libs:/opt/lib"
+    assert environment["PYTHONPATH"] == environment["TETRISERVE_IMPORT_PATH"] == "/src:/src/profiling"
+    assert (environment["TETRISERVE_RUN_ID"], environment["HOME"]) == ("tetriserve-1", "/h")
+
+
+def test_operators_arguments_come_last_on_the_command_line() -> None:
+    command = server_command(
+        Path("/triton"), backend_dir=Path("/b"), repository=Path("/r"), endpoints=ENDPOINTS,
+        shm_prefix="p-", exit_timeout_s=2.4, extra=["--log-verbose=1"],
+    )  # fmt: skip
+    assert (command[0], command[-1]) == ("/triton", "--log-verbose=1")
+    assert "--backend-config=python,shm-region-prefix-name=p-" in command
+    assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3", "--http-address=127.0.0.1"} <= set(command)
+
+
+@pytest.mark.parametrize("argument", ["--http-port=1", "--model-repository=/x", "--allow-http=false"])
+def test_arguments_that_the_supervisor_counts_on_are_refused(argument: str) -> None:
+    with pytest.raises(ConfigurationError, match=argument.partition("=")[0]):
+        check_extra_arguments(["--log-verbose=1", argument])
+
+
+def test_free_ports_are_found_and_a_taken_one_is_named() -> None:
+    endpoints = claim_endpoints("127.0.0.1", 0, 0, 0)
+    assert len({endpoints.http_port, endpoints.grpc_port, endpoints.metrics_port} - {0}) == 3
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"--grpc-port {port}.*allowed: a free port"):
+            claim_endpoints("127.0.0.1", 0, port, 0)
+    with pytest.raises(ConfigurationError, match="--http-port"):
+        claim_endpoints("no.such.host.invalid", 0, 0, 0)
+
+
+def test_server_for_everybody_is_reached_by_loopback() -> None:
+    assert Endpoints("0.0.0.0", 1, 2, 3).http_url == "http://127.0.0.1:1"
+    assert Endpoints("::", 1, 2, 3).grpc_url == "[::1]:2"
+
+
+def make_triton(root: Path, minor: int) -> Path:
+    backend = root / "backends" / "python"
+    backend.mkdir(parents=True)
+    (root / "bin").mkdir()
+    server = root / "bin" / "tritonserver"
+    server.write_text("")
+    server.chmod(0o755)
+    (backend / "libtriton_python.so").write_bytes(b"")
+    (backend / "triton_python_backend_utils.py").write_text("")
+    (backend / "triton_python_backend_stub").write_bytes(b"\x7fELF..." + f"libpython3.{minor}.so.1.0".encode() + b"\0")
+    return server
+
+
+def test_tritonserver_on_path_is_taken_when_it_is_for_this_python(tmp_path: Path) -> None:
+    server = make_triton(tmp_path, sys.version_info.minor)
+    found = find_installation(search_path=str(server.parent))
+    assert found.server == server.resolve()
+    assert found.library_dirs == ()
+
+
+def test_tritonserver_for_another_python_gives_way_to_the_wheel(tmp_path: Path) -> None:
+    server = make_triton(tmp_path, 8)
+    found = find_installation(search_path=str(server.parent))
+    assert found.server != server
+    assert found.library_dirs and all(file.exists() for file in found.backend_files)
+
+
+def test_no_tritonserver_at_all_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make_triton(tmp_path, 8)
+    monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"for Python 3\.8.*nvidia-pytriton is not installed"):
+        find_installation(search_path=str(server.parent))
+
+
+def test_unsupported_python_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "sys", SimpleNamespace(version_info=(3, 13, 0)))
+    with pytest.raises(ConfigurationError, match=r"allowed: 3\.10, 3\.11, 3\.12"):
+        find_installation()
+
+
+def test_libpython_is_found_or_missed_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(find_libpython_dir().glob(f"libpython3.{sys.version_info.minor}*.so*"))
+    monkeypatch.setattr(installation, "_libpython_name", lambda: "libpython3.99.so.1.0")
+    with pytest.raises(ConfigurationError, match=r"libpython3\.99.*--enable-shared"):
+        find_libpython_dir()

@@ -1,0 +1,43 @@
+"""The command line of `tetriserve serve`, as far as it goes without starting a server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tetriserve_backend.cli.serve import _settings
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tetriserve_backend.cli.app", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--set", "engine.speed=1"), "engine.speed: unknown setting; allowed: engine."),
+        (("--set", "engine"), "allowed: key=value"),
+        (("--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("--world-size", "0"), "executor.world_size"),
+        (("--", "--http-port=9"), "--http-port: set by tetriserve itself"),
+    ],
+)
+def test_wrong_settings_end_with_status_2_and_a_reason(arguments: tuple[str, ...], expected: str) -> None:
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    finished = run(*ports, *arguments)
+    assert finished.returncode == 2, finished.stderr
+    assert expected in finished.stderr
+
+
+def test_option_wins_over_set_over_file(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("scheduler: {policy: rssp, step_granularity: 2}\nexecutor: {world_size: 1}\ntimeline: t.json\n")
+    settings = _settings(
+        config, ["scheduler.policy=fixed-sp1", "executor.world_size=4"], {"executor.world_size": 8, "timeline": None}
+    )
+    assert (settings.executor.world_size, settings.scheduler.policy) == (8, "fixed-sp1")
+    assert settings.scheduler.step_granularity == 2
+    # The server runs in a folder of its own: paths must not depend on it.
+    assert settings.timeline == str(Path("t.json").absolute())

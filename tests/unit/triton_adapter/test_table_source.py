@@ -1,0 +1,110 @@
+"""Where the latency table comes from."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
+
+IDENTITY = TableIdentity("org/model", "Some GPU 80GB", 2, "float32", ((64, 64),))
+
+
+def make_table(identity: TableIdentity = IDENTITY, seconds: float = 0.1) -> LatencyTable:
+    shape = {"height": 64, "width": 64}
+    return LatencyTable.from_dict(
+        {
+            "schema": "tetriserve.latency_table/1",
+            "model": identity.model,
+            "device": identity.device,
+            "world_size": identity.world_size,
+            "dtype": identity.dtype,
+            "source": "measured",
+            "software": {},
+            "step": [{**shape, "batch": 1, "sp": 1, "seconds": seconds}],
+            "encode": [{"batch": 1, "seconds": 0.01}],
+            "decode": [{**shape, "seconds": 0.01}],
+            "dispatch_seconds": 0.001,
+        },
+        "test",
+    )
+
+
+class Places:
+    """An asset folder, a cache and a profiler that counts."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.assets, self.cache = tmp_path / "assets", tmp_path / "cache"
+        self.measured = 0
+
+    async def measure(self) -> LatencyTable:
+        self.measured += 1
+        return make_table(seconds=0.5)
+
+    def resolve(self, identity: TableIdentity = IDENTITY, given: Path | None = None) -> LatencyTable:
+        return asyncio.run(resolve_table(identity, given, self.assets, self.cache, self.measure))
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path)
+
+
+def step_s(table: LatencyTable) -> float:
+    return table.step_s(64, 64, 1)
+
+
+def test_missing_table_is_measured_once_and_kept_as_asset_and_in_the_cache(places: Places) -> None:
+    assert step_s(places.resolve()) == 0.5
+    assert [path.name for path in places.assets.iterdir()] == [path.name for path in places.cache.iterdir()]
+    assert step_s(places.resolve()) == 0.5
+    assert places.measured == 1
+
+
+def test_asset_wins_over_the_cache(places: Places) -> None:
+    make_table(seconds=0.2).save(places.assets / "by-hand.latency.json")
+    make_table(seconds=0.3).save(places.cache / IDENTITY.file_name)
+    assert step_s(places.resolve()) == 0.2
+
+
+def test_cached_table_becomes_an_asset(places: Places) -> None:
+    make_table(seconds=0.3).save(places.cache / IDENTITY.file_name)
+    assert step_s(places.resolve()) == 0.3
+    assert step_s(LatencyTable.load(places.assets / IDENTITY.file_name)) == 0.3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(IDENTITY, model="org/other"),
+        replace(IDENTITY, device="Another GPU"),
+        replace(IDENTITY, world_size=4),
+        replace(IDENTITY, dtype="bfloat16"),
+    ],
+)
+def test_table_of_another_model_or_machine_is_not_taken(places: Places, other: TableIdentity) -> None:
+    make_table(other, seconds=0.2).save(places.assets / "other.latency.json")
+    assert step_s(places.resolve()) == 0.5
+
+
+def test_table_that_lacks_an_asked_for_resolution_is_not_taken(places: Places) -> None:
+    make_table(seconds=0.2).save(places.assets / "small.latency.json")
+    places.resolve(replace(IDENTITY, resolutions=((64, 64), (512, 512))))
+    assert places.measured == 1
+
+
+def test_broken_table_is_left_aside(places: Places) -> None:
+    places.assets.mkdir()
+    (places.assets / "broken.latency.json").write_text("{")
+    assert step_s(places.resolve()) == 0.5
+
+
+def test_given_table_is_taken_whatever_it_was_measured_on(places: Places, tmp_path: Path) -> None:
+    given = tmp_path / "given.json"
+    make_table(replace(IDENTITY, device="Another GPU"), seconds=0.7).save(given)
+    assert step_s(places.resolve(given=given)) == 0.7
+    with pytest.raises(LatencyTableError, match="nowhere"):
+        places.resolve(given=tmp_path / "nowhere.json")
