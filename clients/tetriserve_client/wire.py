@@ -10,6 +10,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 from tetriserve_client.errors import (
+    InvalidRequestError,
     ServerFailureError,
     ServerUnavailableError,
     TetriserveClientError,
@@ -41,7 +42,7 @@ def tensors(fields: Mapping[str, FieldValue]) -> list[Any]:
     """One tensor of shape [1] per field, of the type that the server declares for it.
 
     Raises:
-        OverflowError: a number does not fit its tensor.
+        InvalidRequestError: a number does not fit its tensor.
     """
     return [_tensor(name, value) for name, value in fields.items()]
 
@@ -53,10 +54,13 @@ def _tensor(name: str, value: FieldValue) -> Any:
         datatype, array = "BOOL", np.array([value])
     elif name in _FLOAT_FIELDS:
         datatype, array = "FP32", np.array([value], dtype=np.float32)
-    elif name in _INT64_FIELDS:
-        datatype, array = "INT64", np.array([value], dtype=np.int64)
     else:
-        datatype, array = "INT32", np.array([value], dtype=np.int32)
+        datatype = "INT64" if name in _INT64_FIELDS else "INT32"
+        limits = np.iinfo(datatype.lower())
+        # numpy 1 would wrap it around without a word.
+        if not limits.min <= value <= limits.max:
+            raise InvalidRequestError(f"{name}: got {value}; allowed: what fits {datatype}")
+        array = np.array([value], dtype=limits.dtype)
     tensor = InferInput(name, [1], datatype)
     tensor.set_data_from_numpy(array)
     return tensor

@@ -83,7 +83,7 @@ def generate(
     except KeyboardInterrupt:
         console.print("interrupted: the request has been cancelled")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (TetriserveClientError, OSError, OverflowError) as error:
+    except (TetriserveClientError, OSError) as error:
         console.print("[red]error:[/red]", Text(str(error)), highlight=False)
         raise typer.Exit(_exit_status(error)) from error
     _report(result, output)

@@ -93,12 +93,14 @@ def choose_sizes(table: LatencyTable) -> tuple[Size, ...]:
     """Up to four sizes: the smallest, a middle and the largest profiled one, and a non-square one between."""
     shapes = table.resolutions
     chosen = [shapes[0], shapes[len(shapes) // 2], shapes[-1]]
-    oblong = [shape for shape in shapes if shape[0] != shape[1]] or [_oblong_within(table)]
-    return tuple(Size(width=width, height=height) for height, width in dict.fromkeys([*chosen, oblong[0]]))
+    oblong = next((shape for shape in shapes if shape[0] != shape[1]), None) or _oblong_within(table)
+    if oblong is not None:
+        chosen.append(oblong)
+    return tuple(Size(width=width, height=height) for height, width in dict.fromkeys(chosen))
 
 
-def _oblong_within(table: LatencyTable) -> tuple[int, int]:
-    """A landscape of twice its height, between the table's smallest and largest shape.
+def _oblong_within(table: LatencyTable) -> tuple[int, int] | None:
+    """A landscape of twice its height, between the table's smallest and largest shape; None if none fits.
 
     An even number of tokens a side, so that small degrees divide them.
     """
@@ -106,6 +108,8 @@ def _oblong_within(table: LatencyTable) -> tuple[int, int]:
     side = 2 * (math.isqrt(math.isqrt(least * most) // 2) // 2)
     while 2 * side * side < least:
         side += 2
+    if 2 * side * side > most:
+        return None
     return side * PIXELS_PER_TOKEN_SIDE, 2 * side * PIXELS_PER_TOKEN_SIDE
 
 
