@@ -44,9 +44,13 @@ class TritonPythonModel:
         start_death_watch()
         log_to_triton()
         settings = read_settings(args)
-        assets = Path(args["model_repository"]) / "assets"
+        assets = Path(args["model_repository"]) / "latency_tables"
         self._thread = ServingThread(lambda: build_serving(settings, assets))
-        serving = self._thread.start()
+        try:
+            serving = self._thread.start()
+        except Exception as error:
+            _log.error("could not start: %s", error)
+            raise
         self._responder = ThreadPoolExecutor(1, thread_name_prefix="respond")
         self._server = DenoiseServer(
             serving,

@@ -1,5 +1,6 @@
 """The model `tetriserve_infer`: one request, one response, for plain `/infer`."""
 
+import json
 import logging
 import threading
 import uuid
@@ -101,11 +102,13 @@ class TritonPythonModel:
             with self._lock:
                 waiting = list(self._waiting.items())
             for key, (request_id, sender) in waiting:
-                if not sender.is_cancelled():
-                    continue
-                with self._lock:
-                    self._waiting.pop(key, None)
-                _cancel(request_id)
+                try:
+                    # Until the engine knows the request there is nothing to cancel: the next look tries again.
+                    if sender.is_cancelled() and _cancel(request_id):
+                        with self._lock:
+                            self._waiting.pop(key, None)
+                except Exception:
+                    _log.exception("request %s could not be cancelled", request_id)
 
 
 def _call_ensemble(call: Any) -> Any:
@@ -121,7 +124,8 @@ def _call_ensemble(call: Any) -> Any:
     return answer
 
 
-def _cancel(request_id: str) -> None:
+def _cancel(request_id: str) -> bool:
+    """Whether the engine knew the request and has stopped it."""
     call = pb_utils.InferenceRequest(
         model_name=_ENGINE_MODEL,
         requested_output_names=["metadata"],
@@ -129,4 +133,7 @@ def _cancel(request_id: str) -> None:
     )
     for response in call.exec(decoupled=True):
         if response.has_error():
-            _log.warning("request %s could not be cancelled: %s", request_id, response.error().message())
+            raise RequestFailedError(response.error().message())
+        for tensor in response.output_tensors():
+            return bool(json.loads(tensor.as_numpy()[0])["cancelled"])
+    return False

@@ -48,7 +48,7 @@ class FrontSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_concurrent: int = Field(default=256, ge=1)
-    cancel_poll_s: float = Field(default=0.05, gt=0.0)
+    cancel_poll_s: float = Field(default=0.1, gt=0.0)
 
 
 class SupervisorSettings(BaseModel):

@@ -69,11 +69,13 @@ def test_environment_puts_this_python_and_its_library_first() -> None:
         import_path=["/src", "/src/profiling"],
         run_id="tetriserve-1",
         control_token="t",
+        temporary_dir=Path("/run/tmp"),
     )
     assert environment["PATH"] == "/venv/bin:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/py/lib:/wheel/libs:/opt/lib"
     assert environment["PYTHONPATH"] == environment["TETRISERVE_IMPORT_PATH"] == "/src:/src/profiling"
     assert (environment["TETRISERVE_RUN_ID"], environment["HOME"]) == ("tetriserve-1", "/h")
+    assert environment["TMPDIR"] == "/run/tmp"
 
 
 def test_operators_arguments_come_last_on_the_command_line() -> None:

@@ -99,8 +99,8 @@ def test_log_tail_shows_our_lines_once_and_whole(tmp_path: Path) -> None:
         log.flush()
         assert tail.news() == ["ready"]
     assert tail.news() == []
-    assert tail.last_lines(1) == ['I 4] "tetriserve: ready"']
-    assert LogTail(None).news() == LogTail(None).last_lines(5) == []
+    assert tail.last_problems(3) == ['E 3] "no stream for tetriserve: no CUDA"']
+    assert LogTail(None).news() == LogTail(None).last_problems(5) == []
 
 
 def test_probes_must_fail_in_a_row_before_the_server_counts_as_dead() -> None:

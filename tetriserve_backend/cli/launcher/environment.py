@@ -17,6 +17,7 @@ def server_environment(
     import_path: Sequence[str],
     run_id: str,
     control_token: str,
+    temporary_dir: Path,
 ) -> dict[str, str]:
     """`base` with what the stubs need.
 
@@ -28,6 +29,8 @@ def server_environment(
     environment["LD_LIBRARY_PATH"] = _joined([str(folder) for folder in library_dirs], base.get("LD_LIBRARY_PATH"))
     environment["PYTHONPATH"] = _joined(import_path, base.get("PYTHONPATH"))
     environment[IMPORT_PATH_VARIABLE] = os.pathsep.join(import_path)
+    # What a killed process leaves there goes with the working folder.
+    environment["TMPDIR"] = str(temporary_dir)
     environment[RUN_ID_VARIABLE] = run_id
     environment[CONTROL_TOKEN_VARIABLE] = control_token
     return environment

@@ -23,11 +23,12 @@ class LogTail:
         *lines, self._rest = (self._rest + self._read()).split("\n")
         return [line.partition(_MARK)[2].rstrip('"') for line in lines if _MARK in line]
 
-    def last_lines(self, count: int) -> list[str]:
-        """The end of the log."""
+    def last_problems(self, count: int) -> list[str]:
+        """The last lines of the log that are neither information nor part of a table."""
         if self._path is None or not self._path.exists():
             return []
-        return self._path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if line.strip() and line[0] not in "I+|"][-count:]
 
     def _read(self) -> str:
         if self._path is None or not self._path.exists():

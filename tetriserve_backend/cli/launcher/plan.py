@@ -68,8 +68,11 @@ def make_plan(
     libpython_dir = find_libpython_dir()
     repository = find_model_repository()
     run_id = f"tetriserve-{secrets.token_hex(4)}"
+    # A short name: the ranks' sockets lie below it, and the path of a socket may have 107 characters.
     run = Run(run_id, Path(tempfile.mkdtemp(prefix=f"{run_id}-")))
+    temporary_dir = run.working_dir / "tmp"
     try:
+        temporary_dir.mkdir()
         _assemble_backend(installation, run.working_dir / "backends" / "python")
         render_repository(repository, run.working_dir / "model_repository", settings)
     except BaseException:
@@ -84,6 +87,7 @@ def make_plan(
         import_path=import_path,
         run_id=run_id,
         control_token=control_token,
+        temporary_dir=temporary_dir,
     )
     return LaunchPlan(
         run=run,

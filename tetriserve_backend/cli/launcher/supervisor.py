@@ -17,7 +17,7 @@ from tetriserve_backend.cli.launcher.state_file import StateFile
 
 _POLL_S = 0.1
 _SAY_EVERY_S = 10.0
-_LOG_LINES = 30
+_LOG_LINES = 10
 _DRAIN_ANSWER_S = 5.0
 
 
@@ -163,7 +163,8 @@ class Supervisor:
         try:
             self._client.drain(self._plan.control_token, timeout_s)
         except ProbeError as error:
-            self._say(f"running requests could not be waited for: {error}")
+            if not self._kill_asked.is_set():
+                self._say(f"running requests could not be waited for: {error}")
             return False
         return True
 
@@ -177,7 +178,8 @@ class Supervisor:
         return bool(results and results[0])
 
     def _give_up(self, failure: str, was_ready: bool) -> ExitCode:
-        for line in self._log.last_lines(_LOG_LINES):
+        self._pass_on_news()
+        for line in self._log.last_problems(_LOG_LINES):
             self._say(f"log: {line}")
         self._say(f"{failure}; giving up")
         return ExitCode.GAVE_UP if was_ready else ExitCode.START_FAILED
