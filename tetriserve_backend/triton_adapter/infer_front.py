@@ -131,9 +131,10 @@ def _cancel(request_id: str) -> bool:
         requested_output_names=["metadata"],
         inputs=[text_tensor("op", "cancel"), text_tensor("target", request_id)],
     )
+    cancelled = False
     for response in call.exec(decoupled=True):
         if response.has_error():
             raise RequestFailedError(response.error().message())
         for tensor in response.output_tensors():
-            return bool(json.loads(tensor.as_numpy()[0])["cancelled"])
-    return False
+            cancelled = bool(json.loads(tensor.as_numpy()[0])["cancelled"])
+    return cancelled
