@@ -29,9 +29,10 @@ class SendSegment:
 
 @dataclass(frozen=True, slots=True)
 class SendHeal:
-    """Have the members of a broken group make it anew."""
+    """Have the members of a broken group make it anew; `number` counts such events."""
 
     ranks: tuple[int, ...]
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Dispatcher:
         self._flights: dict[int, _Flight] = {}
         self._broken: set[tuple[int, ...]] = set()
         self._healing: dict[tuple[int, ...], set[int]] = {}
+        self._heals = 0
 
     def world_formed(self, ranks: Iterable[int]) -> list[Action]:
         """All groups of these ranks exist."""
@@ -204,7 +206,8 @@ class Dispatcher:
             if not any(f.sent and f.ranks == ranks for f in self._flights.values()):
                 self._broken.discard(ranks)
                 self._healing[ranks] = set(ranks)
-                yield SendHeal(ranks)
+                self._heals += 1
+                yield SendHeal(ranks, self._heals)
 
     def _settle(self, flight: _Flight) -> list[Action]:
         """Tell of a segment once all of its ranks have reported."""
@@ -223,6 +226,9 @@ class Dispatcher:
 
     def _fail(self, flight: _Flight, reason: str, retryable: bool) -> list[Action]:
         """Give up a segment and what was to follow for its requests; a sent one stays until its ranks report."""
+        if flight.told:
+            # What was submitted since then starts afresh.
+            return []
         actions: list[Action] = []
         doomed = set(flight.request_ids)
         after = False

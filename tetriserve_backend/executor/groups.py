@@ -101,10 +101,22 @@ class RankGroups:
         if self.device.type == "cuda":
             self._warm()
 
-    def heal(self, ranks: tuple[int, ...]) -> None:
-        """Make one broken group anew; only its members meet."""
+    def heal(self, ranks: tuple[int, ...], number: int) -> None:
+        """Make one broken group anew; only its members meet.
+
+        `number` is the same for all members and was not used before: torch names a group that only its
+        members make by their ranks alone, so the next one would find the addresses of the last.
+        """
         self.break_up(ranks)
-        made = dist.new_group(list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True)
+        registry = dist.distributed_c10d._world.pg_map
+        backend, store = registry[dist.group.WORLD]
+        registry[dist.group.WORLD] = (backend, PrefixStore(f"heal{number}", store))
+        try:
+            made = dist.new_group(
+                list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True
+            )
+        finally:
+            registry[dist.group.WORLD] = (backend, store)
         self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
 
     def break_up(self, ranks: tuple[int, ...]) -> None:

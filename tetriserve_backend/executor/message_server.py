@@ -33,7 +33,6 @@ class MessageServer:
         self._socket = self._context.socket(zmq.ROUTER)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._socket.setsockopt(option, 0)
-        # A message to a rank that is gone is an error to log, not one to drop in silence.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.bind(endpoint)
         self._loop.add_reader(self._socket.FD, self._drain)
@@ -45,7 +44,8 @@ class MessageServer:
         try:
             self._socket.send_multipart([name.encode(), *wire.encode(message, tensors)], copy=False)
         except zmq.ZMQError as error:
-            _log.warning("%s to %s: %s", message.kind, name, error)
+            # The rank has just died, which its end as a process will tell, or is not there yet.
+            _log.debug("%s to %s: %s", message.kind, name, error)
         # The descriptor tells of changes only, and sending may have swallowed one.
         self._loop.call_soon(self._drain)
 

@@ -14,7 +14,7 @@ from tetriserve_backend.domain import ServerError
 from tetriserve_backend.executor.python_process import child_environment, python_command
 
 _NURSERY_MODULE = "tetriserve_backend.executor.nursery"
-_END_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 1.0
 
 
 class RankProcesses:

@@ -55,9 +55,10 @@ class FormWorld:
 
 @dataclass(frozen=True, slots=True)
 class HealGroup:
-    """Make one group anew with its members."""
+    """Make one group anew with its members; `number` counts such events."""
 
     ranks: tuple[int, ...]
+    number: int
     kind: Literal["heal_group"] = "heal_group"
 
 

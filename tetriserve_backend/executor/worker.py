@@ -84,7 +84,7 @@ class Worker:
             elif isinstance(message, wire.Forget):
                 self._runner.forget(message.request_id)
             elif isinstance(message, wire.HealGroup):
-                self._groups.heal(message.ranks)
+                self._groups.heal(message.ranks, message.number)
                 self._send(wire.GroupHealed(message.ranks))
             elif isinstance(message, wire.FormWorld):
                 self._groups.form(message.generation, self._store, self._model)

@@ -151,9 +151,10 @@ class XditExecutor:
     async def _start(self, started: "asyncio.Future[None]") -> None:
         started.add_done_callback(_look_at_result)
         settings = self._settings
+        directory = await asyncio.to_thread(resolve_directory, self._model)
+        # What the ranks import takes seconds, and so does torch here: at once, where the device is plain.
         early = surely_without_gpu(self._model)
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
-        directory = await asyncio.to_thread(resolve_directory, self._model)
         self.model_directory = directory
         machine = await asyncio.to_thread(inspect_machine, self._model, settings)
         if endpoint is None:
@@ -223,7 +224,7 @@ class XditExecutor:
                 self._send_segment(action)
             elif isinstance(action, SendHeal):
                 for rank in action.ranks:
-                    self._pool.send(rank, wire.HealGroup(action.ranks))
+                    self._pool.send(rank, wire.HealGroup(action.ranks, action.number))
             elif isinstance(action, KillRanks):
                 _log.warning("killing ranks %s: %s", action.ranks, action.reason)
                 for rank in action.ranks:

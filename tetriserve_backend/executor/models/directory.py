@@ -20,15 +20,27 @@ def resolve_directory(settings: ModelSettings) -> Path:
     if settings.path == DEMO_NAME:
         return ensure_demo_flux(tetriserve_home())
     directory = Path(settings.path).expanduser()
-    if directory.is_dir():
-        return directory.resolve()
+    if not directory.is_dir():
+        directory = _from_hub(settings)
+    # Before anything is started: a directory that is no model is an error at once.
+    read_family(directory)
+    return directory.resolve()
+
+
+def _from_hub(settings: ModelSettings) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (rarely needed)
+
     try:
-        return _from_hub(settings)
+        # Files beside the folders are single-file copies of the same weights.
+        path = snapshot_download(
+            settings.path, local_files_only=settings.local_files_only, allow_patterns=[INDEX, "*/*"]
+        )
     except Exception as error:
         raise ConfigurationError(
             f"model.path: '{settings.path}' is neither a directory nor a model of the hub that can be had "
             f"(local_files_only={settings.local_files_only}): {error}"
         ) from error
+    return Path(path)
 
 
 def read_family(directory: Path) -> str:
@@ -43,12 +55,3 @@ def read_family(directory: Path) -> str:
         raise ConfigurationError(
             f"{directory / INDEX}: expected the index of a model in diffusers format: {error}"
         ) from error
-
-
-def _from_hub(settings: ModelSettings) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  (rarely needed)
-
-    # Files beside the folders are single-file copies of the same weights.
-    return Path(
-        snapshot_download(settings.path, local_files_only=settings.local_files_only, allow_patterns=[INDEX, "*/*"])
-    )

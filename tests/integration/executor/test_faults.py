@@ -1,0 +1,177 @@
+"""A dead, stuck or failing rank costs one segment of its own requests, and nothing of any other."""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.integration.executor.conftest import Reference
+from tests.integration.executor.driver import CREATE, RESIDENT, Driver, broadcast, host, make_request
+from tests.integration.executor.test_parity import ALL, assert_same_image
+from tetriserve_backend.domain import Request
+from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, WorkerLost, WorkerReady
+from tetriserve_backend.engine.executor_port import StepProgress
+
+NEVER_FITS = 2**70
+"""A seed that no generator takes: the work itself raises, on every rank of the segment."""
+
+
+def wait_for_step(world: Driver, step_index: int) -> None:
+    while True:
+        event = world.next_event()
+        if isinstance(event, StepProgress) and event.step_index >= step_index:
+            return
+
+
+def first_half(world: Driver, request: Request, ranks: tuple[int, ...], steps: int) -> None:
+    lead = ranks[0]
+    commands = [world.encode(request, lead), world.denoise(request, ranks, 0, steps, broadcast(lead), CREATE)]
+    assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(commands))
+
+
+def test_killed_rank_costs_its_request_one_segment_and_others_nothing(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    struck = make_request(256, 256, num_steps=12, seed=3, stream_progress=True)
+    spared = make_request(256, 256, num_steps=12, seed=4)
+    first_half(world, struck, (0, 1), 2)
+    first_half(world, spared, (2, 3), 2)
+    hit = world.send(world.denoise(struck, (0, 1), 2, 10, RESIDENT, RESIDENT))
+    behind = world.send(world.decode(struck, 2, host(2)))
+    other = world.send(world.denoise(spared, (2, 3), 2, 6, RESIDENT, RESIDENT))
+    wait_for_step(world, 3)
+    os.kill(world.executor.worker_pids()[1], signal.SIGKILL)
+    killed_s = time.monotonic()
+
+    lost = world.wait_for(WorkerLost)[-1]
+    assert lost == WorkerLost(1, "killed by signal 9")
+    assert time.monotonic() - killed_s < 1.0
+    failed = world.outcomes([hit, behind])
+    assert all(isinstance(outcome, SegmentFailed) and outcome.retryable for outcome in failed)
+    # The other group has not noticed, and goes on without a new world.
+    assert isinstance(world.outcomes([other])[0], SegmentFinished)
+
+    world.reform()
+    resumed = [
+        world.denoise(struck, (0, 1), 2, 10, host(0), host(0)),
+        world.denoise(spared, (2, 3), 8, 4, RESIDENT, RESIDENT),
+        world.decode(struck, 1, RESIDENT),
+        world.decode(spared, 3, RESIDENT),
+    ]
+    assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(resumed))
+    for request in (struck, spared):
+        assert_same_image(world.image(request), reference(tiny_model, request, 64))
+
+
+def test_work_that_raises_fails_only_its_own_segment(world: Driver, reference: Reference, tiny_model: Path) -> None:
+    spared = make_request(seed=5)
+    broken = make_request(seed=NEVER_FITS)
+    beside = [world.send(command) for command in world.whole(spared, (((2, 3), 4),), encode_on=2, decode_on=2)]
+    encode, failing = world.run([world.encode(broken, 0), world.denoise(broken, (0, 1), 0, 4, broadcast(0), CREATE)])
+    assert isinstance(encode, SegmentFinished)
+    assert isinstance(failing, SegmentFailed)
+    assert not failing.retryable
+    assert "Overflow" in failing.reason
+    # The group that it ran on serves the next request at once.
+    next_one = make_request(seed=6)
+    assert_same_image(world.generate(next_one, (((0, 1), 2), (ALL, 2))), reference(tiny_model, next_one, 64))
+    assert all(isinstance(outcome, SegmentFinished) for outcome in world.outcomes(beside))
+    assert_same_image(world.image(spared), reference(tiny_model, spared, 64))
+    world.executor.release(broken.request_id)
+
+
+def test_rank_that_runs_out_of_memory_frees_the_ones_that_wait_for_it(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    request = make_request(768, 768, num_steps=4)
+    encode = world.run([world.encode(request, 0)])[0]
+    assert isinstance(encode, SegmentFinished)
+    pid = world.executor.worker_pids()[1]
+    _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (psutil.Process(pid).memory_info().vms + (1 << 20), hard))
+    try:
+        sent_s = time.monotonic()
+        failed = world.run([world.denoise(request, (0, 1), 0, 4, broadcast(0), CREATE)])[0]
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, (hard, hard))
+    assert isinstance(failed, SegmentFailed)
+    assert not failed.retryable, failed
+    assert "memory" in failed.reason
+    assert time.monotonic() - sent_s < 3.0
+    small = make_request()
+    assert_same_image(world.generate(small, (((0, 1), 4),)), reference(tiny_model, small, 64))
+    assert pid == world.executor.worker_pids()[1]
+    world.executor.release(request.request_id)
+
+
+def test_stuck_rank_is_killed_and_its_request_goes_on(world: Driver, reference: Reference, tiny_model: Path) -> None:
+    request = make_request(seed=8, num_steps=6)
+    first_half(world, request, (2, 3), 2)
+    os.kill(world.executor.worker_pids()[3], signal.SIGSTOP)
+    stuck = world.send(world.denoise(request, (2, 3), 2, 4, RESIDENT, RESIDENT))
+    failed = world.outcomes([stuck])[0]
+    assert isinstance(failed, SegmentFailed)
+    assert failed.retryable
+    world.reform()
+    rest = [world.denoise(request, (0, 1), 2, 4, host(0), host(0)), world.decode(request, 0, RESIDENT)]
+    assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(rest))
+    assert_same_image(world.image(request), reference(tiny_model, request, 64))
+
+
+def test_rank_that_dies_while_groups_are_formed_leads_to_another_try(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    os.kill(world.executor.worker_pids()[0], signal.SIGKILL)
+    world.wait_for(WorkerReady)
+    os.kill(world.executor.worker_pids()[2], signal.SIGSTOP)
+    world.executor.reform_world()
+    os.kill(world.executor.worker_pids()[2], signal.SIGKILL)
+    world.wait_for(WorkerLost)
+    world.reform()
+    request = make_request()
+    assert_same_image(world.generate(request, ((ALL, 4),)), reference(tiny_model, request, 64))
+
+
+def test_all_ranks_with_their_forking_parent_come_back(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    nursery = psutil.Process(world.executor.worker_pids()[0]).parent()
+    assert nursery is not None
+    nursery.kill()
+    for _ in ALL:
+        world.wait_for(WorkerLost)
+    world.reform()
+    request = make_request()
+    assert_same_image(world.generate(request, ((ALL, 4),)), reference(tiny_model, request, 64))
+
+
+def test_command_that_is_wrong_about_tensors_is_reported_and_nothing_hangs(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    request = make_request()
+    first_half(world, request, (0, 1), 2)
+    wrong_step, not_held, no_copy = (
+        world.denoise(request, (0, 1), 3, 1, RESIDENT, RESIDENT),
+        world.denoise(request, (2, 3), 2, 2, RESIDENT, RESIDENT),
+        world.denoise(request, (2, 3), 3, 1, host(2), host(2)),
+    )
+    for command in (wrong_step, not_held, no_copy):
+        failed = world.run([command])[0]
+        assert isinstance(failed, SegmentFailed), failed
+        assert failed.retryable == (command is not no_copy)
+    rest = [world.denoise(request, (0, 1), 2, 2, host(0), host(0)), world.decode(request, 0, RESIDENT)]
+    assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(rest))
+    assert_same_image(world.image(request), reference(tiny_model, request, 64))
+
+
+def test_segments_for_a_lost_rank_are_refused_until_the_world_is_whole(world: Driver) -> None:
+    os.kill(world.executor.worker_pids()[0], signal.SIGKILL)
+    world.wait_for(WorkerLost)
+    refused = world.run([world.encode(make_request(), 0)])[0]
+    assert isinstance(refused, SegmentFailed)
+    assert refused.retryable
+    world.reform()
+    assert isinstance(world.run([world.encode(make_request(), 0)])[0], SegmentFinished)

@@ -1,0 +1,148 @@
+"""Ranks come up in any kind of process, and nothing of them is ever left."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.executor.driver import Driver, make_request
+from tetriserve_backend.domain import ConfigurationError, ServerError
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+from tetriserve_backend.executor.demo_flux import demo_flux_directory, ensure_demo_flux
+from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_profiling.quick import measure_table
+
+TWO_RANKS = ExecutorSettings(world_size=2)
+
+SERVE_UNTIL_KILLED = """
+    import asyncio, sys
+    from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+    from tetriserve_backend.executor.xdit_executor import XditExecutor
+
+    async def main():
+        executor = XditExecutor(ModelSettings(path={path!r}), ExecutorSettings(world_size=2))
+        await executor.start()
+        print(*executor.worker_pids().values(), flush=True)
+        await asyncio.sleep(600)
+
+    asyncio.run(main())
+"""
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def all_gone(processes: list[psutil.Process], timeout_s: float) -> bool:
+    return not psutil.wait_procs(processes, timeout=timeout_s)[1]
+
+
+def test_killed_parent_leaves_no_process_and_no_directory(tiny_model: Path, tmp_path: Path) -> None:
+    # From standard input, so that `__main__` is no file that could be imported again.
+    parent = subprocess.Popen(
+        [sys.executable, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    parent.stdin.write(textwrap.dedent(SERVE_UNTIL_KILLED).format(path=str(tiny_model)))
+    parent.stdin.close()
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    left = descendants(parent.pid)
+    assert {process.pid for process in left} > set(pids)
+    assert any(tmp_path.iterdir())
+    # As a terminal's Ctrl-C or a service manager does it to the whole group: ranks leave that to the parent.
+    for process in left:
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert all(process.is_running() for process in left)
+    parent.kill()
+    parent.wait()
+    assert all_gone(left, timeout_s=3.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shutdown_leaves_nothing_and_may_be_repeated(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = {process.pid for process in descendants(os.getpid())}
+    driver = Driver(ModelSettings(path=str(tiny_model)), TWO_RANKS).start()
+    started = [process for process in descendants(os.getpid()) if process.pid not in before]
+    assert len(started) >= 3
+    # In the middle of work.
+    for command in driver.whole(make_request(512, 512, num_steps=50), (((0, 1), 50),)):
+        driver.send(command)
+    driver.do(asyncio.sleep(0.3))
+    driver.do(driver.executor.shutdown())
+    driver.stop()
+    assert all_gone(started, timeout_s=1.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("broken_file", "expected"),
+    [("model_index.json", "model_index.json"), ("transformer/config.json", "rank . could not start")],
+)
+def test_model_that_cannot_be_loaded_is_an_error_and_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, broken_file: str, expected: str
+) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for source in tiny_model.rglob("*"):
+        target = directory / source.relative_to(tiny_model)
+        target.mkdir() if source.is_dir() else target.symlink_to(source)
+    (directory / broken_file).unlink()
+    before = {process.pid for process in descendants(os.getpid())}
+    executor = XditExecutor(ModelSettings(path=str(directory)), TWO_RANKS)
+    with pytest.raises(ServerError, match=expected):
+        asyncio.run(executor.start())
+    assert {process.pid for process in descendants(os.getpid())} <= before
+
+
+def test_unknown_model_is_an_error_that_names_the_setting() -> None:
+    executor = XditExecutor(ModelSettings(path="nobody/has-this-model"), TWO_RANKS)
+    with pytest.raises(ConfigurationError, match=r"model\.path: 'nobody/has-this-model'"):
+        asyncio.run(executor.start())
+
+
+def test_demo_model_is_made_once_also_when_two_processes_ask(tmp_path: Path) -> None:
+    asker = [
+        sys.executable, "-c",
+        "import sys; from pathlib import Path; from tetriserve_backend.executor.demo_flux import ensure_demo_flux;"
+        "print(ensure_demo_flux(Path(sys.argv[1])))", str(tmp_path),
+    ]  # fmt: skip
+    others = [subprocess.Popen(asker, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = {other.communicate(timeout=60)[0].strip() for other in others}
+    assert answers == {str(demo_flux_directory(tmp_path))}
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [demo_flux_directory(tmp_path).name]
+    started_s = time.monotonic()
+    assert ensure_demo_flux(tmp_path) == demo_flux_directory(tmp_path)
+    assert time.monotonic() - started_s < 0.1
+
+
+def test_quick_table_covers_every_valid_degree_of_each_resolution(tiny_model: Path) -> None:
+    driver = Driver(ModelSettings(path=str(tiny_model)), TWO_RANKS).start()
+    try:
+        told: list[str] = []
+        table = driver.do(measure_table(driver.executor, [(128, 128), (144, 144)], told.append, repeats=3))
+    finally:
+        driver.stop()
+    assert table.degrees(128, 128) == (1, 2)
+    assert table.degrees(144, 144) == (1,)
+    assert table.source == "measured"
+    assert table.world_size == 2
+    assert 0 < table.step_s(128, 128, 1) < 1.0
+    assert 0 < table.decode_s(144, 144) < 1.0
+    assert table.dispatch_s < 0.1
+    assert len(told) == 5
