@@ -12,6 +12,8 @@ import psutil
 import pytest
 from tetriserve_client.local_server import LocalServer
 
+from tests.support.timeline_check import find_problems
+
 START_TIMEOUT_S = 300.0
 TEST_OPTIONS = (
     "--world-size",
@@ -62,6 +64,11 @@ class Server:
             time.sleep(0.05)
         return time.monotonic() - start_s
 
+    def check_timeline(self) -> None:
+        """Whatever happened on this server, its timeline must hold what the engine promises."""
+        events = json.loads(self.timeline_path.read_text(encoding="utf-8"))["traceEvents"]
+        assert find_problems(events, num_gpus=2) == []
+
     def stub(self, model: str) -> psutil.Process:
         """The stub process of a model."""
         children = psutil.Process(self.state()["server_pid"]).children()
@@ -110,6 +117,7 @@ def server(tetriserve_home: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     running = start_server(tmp_path_factory.mktemp("server"))
     yield running
     assert running.local.stop() == 0, running.log
+    running.check_timeline()
 
 
 @pytest.fixture

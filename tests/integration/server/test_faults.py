@@ -87,6 +87,7 @@ def test_killed_rank_costs_no_request_its_image(fragile: Server) -> None:
     for call in calls:
         assert np.abs(pixels(call.result()) - undisturbed).max() <= 1
     assert fragile.state()["restarts"] == 0
+    fragile.check_timeline()
 
 
 @pytest.mark.parametrize("model", ["denoise", "postprocess"])
@@ -121,10 +122,9 @@ def test_server_stopped_in_the_middle_answers_everybody_and_leaves_nothing(own_s
     for call in [*short, *long]:
         assert is_image_or_error(call.result(5.0)), call.result()
     assert_nothing_is_left(state, 0.5)
+    server.check_timeline()
     events = json.loads(server.timeline_path.read_text())["traceEvents"]
-    arrived = {event["args"]["id"] for event in events if event["name"] == "arrive"}
-    ended = [event["args"]["id"] for event in events if event["name"] in ("finish", "reject", "cancel", "fail")]
-    assert len(arrived) >= 4 and sorted(arrived) == sorted(ended)
+    assert sum(event["name"] == "arrive" for event in events) >= 4
 
 
 def test_killed_supervisor_leaves_nothing(own_server: Callable[..., Server]) -> None:

@@ -1,0 +1,86 @@
+"""Checks a timeline against the promises of the engine, knowing nothing of the code that wrote it."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+TOLERANCE_US = 2
+ENDS = {"finish", "reject", "cancel", "fail"}
+
+
+def find_problems(events: Iterable[dict[str, Any]], num_gpus: int) -> list[str]:
+    """What is wrong with these trace events, in words; empty if nothing is.
+
+    No GPU does two things at once; the events of a segment agree; a request runs one segment at a time, not
+    before it arrived, its steps once each and in order; each arrival ends exactly once, and a finished request
+    has all its steps and a decode behind it.
+    """
+    events = list(events)
+    work = [event for event in events if event.get("ph") == "X"]
+    return [*_gpu_problems(work, num_gpus), *_segment_problems(work), *_request_problems(events, work)]
+
+
+def _gpu_problems(work: list[dict[str, Any]], num_gpus: int) -> Iterable[str]:
+    by_gpu = defaultdict(list)
+    for event in work:
+        by_gpu[event["tid"]].append(event)
+    for gpu, spans in by_gpu.items():
+        if not 0 <= gpu < num_gpus:
+            yield f"GPU {gpu} does not exist"
+        yield from (f"GPU {gpu}: {before['name']} and {after['name']} overlap" for before, after in _overlaps(spans))
+
+
+def _segment_problems(work: list[dict[str, Any]]) -> Iterable[str]:
+    by_segment = defaultdict(list)
+    for event in work:
+        by_segment[event["args"]["segment"]].append(event)
+    for segment, parts in by_segment.items():
+        if len({(part["ts"], part["dur"]) for part in parts}) > 1:
+            yield f"segment {segment}: its GPUs disagree on start or end"
+        if sorted(part["tid"] for part in parts) != parts[0]["args"]["gpus"]:
+            yield f"segment {segment}: events on other GPUs than it names"
+
+
+def _request_problems(events: list[dict[str, Any]], work: list[dict[str, Any]]) -> Iterable[str]:
+    spans: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for event in work:
+        for part in event["args"]["requests"]:
+            spans[part["id"]][event["args"]["segment"]] = {**event, "part": part}
+    instants = [event for event in events if event.get("ph") == "i"]
+    ends = defaultdict(list)
+    for event in instants:
+        if event["name"] in ENDS:
+            ends[event["args"]["id"]].append(event)
+    for arrive in (event for event in instants if event["name"] == "arrive"):
+        request_id = arrive["args"]["id"]
+        own = sorted(spans.pop(request_id, {}).values(), key=lambda event: event["ts"])
+        yield from _life_problems(arrive, own, ends[request_id])
+    yield from (f"{request_id}: worked on but never arrived" for request_id in spans)
+
+
+def _life_problems(arrive: dict[str, Any], own: list[dict[str, Any]], ends: list[dict[str, Any]]) -> Iterable[str]:
+    request_id = arrive["args"]["id"]
+    yield from (f"{request_id}: {a['name']} and {b['name']} run at the same time" for a, b in _overlaps(own))
+    if own and own[0]["ts"] < arrive["ts"] - TOLERANCE_US:
+        yield f"{request_id}: starts before it arrives"
+    next_step = 0
+    for event in own:
+        if event["cat"] == "denoise":
+            if event["part"]["first_step"] != next_step:
+                yield f"{request_id}: runs step {event['part']['first_step']}, expected {next_step}"
+            next_step = event["part"]["first_step"] + event["part"]["steps"]
+    if len(ends) != 1:
+        yield f"{request_id}: ended {len(ends)} times"
+    elif ends[0]["name"] == "finish":
+        if next_step != arrive["args"]["num_inference_steps"]:
+            yield f"{request_id}: finished after {next_step} steps"
+        if not own or own[-1]["cat"] != "decode" or own[-1]["ts"] + own[-1]["dur"] > ends[0]["ts"] + TOLERANCE_US:
+            yield f"{request_id}: finished without a decode right before"
+
+
+def _overlaps(spans: list[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+    ordered = sorted(spans, key=lambda event: (event["ts"], event["ts"] + event["dur"]))
+    for before, after in itertools.pairwise(ordered):
+        if after["ts"] < before["ts"] + before["dur"] - TOLERANCE_US:
+            yield before, after

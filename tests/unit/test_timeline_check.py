@@ -1,0 +1,51 @@
+"""The checker that guards live timelines finds what it is there to find."""
+
+import pytest
+
+from tests.support.timeline_check import find_problems
+
+
+def work(segment, gpus, cat, ts, dur, first=None, steps=None, request="r0"):
+    part = {"id": request} if first is None else {"id": request, "first_step": first, "steps": steps}
+    args = {"segment": segment, "gpus": gpus, "requests": [part]}
+    base = {"ph": "X", "cat": cat, "ts": ts, "dur": dur, "name": f"{cat} {request}", "args": args}
+    return [{**base, "tid": gpu} for gpu in gpus]
+
+
+def instant(name, ts, **args):
+    return {"ph": "i", "name": name, "ts": ts, "args": {"id": "r0", **args}}
+
+
+def good():
+    return [
+        instant("arrive", 0, num_inference_steps=4),
+        *work(0, [0], "encode", 10, 10),
+        *work(1, [0, 1], "denoise", 20, 50, 0, 3),
+        *work(2, [1], "denoise", 70, 30, 3, 1),
+        *work(3, [1], "decode", 100, 10),
+        instant("finish", 115),
+    ]
+
+
+def test_a_good_timeline_has_no_problems():
+    assert find_problems(good(), 2) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda e: e.pop(), "ended 0 times"),
+        (lambda e: e.append(instant("cancel", 120)), "ended 2 times"),
+        (lambda e: e[2].update(ts=15), "disagree"),
+        (lambda e: e[1].update(ts=-10), "starts before it arrives"),
+        (lambda e: e.pop(5), "finished without a decode"),
+        (lambda e: e.pop(4), "finished after 3 steps"),
+        (lambda e: e[4].update(ts=60), "overlap"),
+        (lambda e: e.extend(work(9, [2], "encode", 0, 1)), "GPU 2 does not exist"),
+        (lambda e: e.extend(work(9, [0], "encode", 200, 1, request="ghost")), "never arrived"),
+    ],
+)
+def test_each_broken_promise_is_named(change, problem):
+    events = good()
+    change(events)
+    assert any(problem in found for found in find_problems(events, 2)), find_problems(events, 2)
