@@ -22,6 +22,9 @@ _SUBCOMMANDS: Final = {
     "serve": Subcommand("tetriserve_backend.cli.serve", "serve", takes_extra_arguments=True),
     "generate": Subcommand("tetriserve_backend.cli.generate", "generate"),
     "demo": Subcommand("tetriserve_backend.cli.demo", "demo"),
+    "simulate": Subcommand("tetriserve_backend.cli.simulate", "simulate"),
+    "workload": Subcommand("tetriserve_backend.cli.make_workload", "workload"),
+    "sweep": Subcommand("tetriserve_backend.cli.sweep", "sweep"),
     "bench-overhead": Subcommand("tetriserve_backend.cli.overhead.command", "bench_overhead"),
 }
 

@@ -2,10 +2,11 @@
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from tetriserve_backend.domain import Request, Segment
+from tetriserve_backend.domain import ConfigurationError, Request, Segment
 from tetriserve_backend.engine import events as ev
 from tetriserve_backend.engine.commands import (
     Command,
@@ -29,11 +30,15 @@ from tetriserve_backend.latency_table import LatencyTable
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended: `outcome` is finish, reject, cancel or fail."""
+    """How a request ended: `outcome` is finish, reject, cancel or fail.
+
+    `predicted_finish_s` is what the engine expected at arrival; None for one that did not finish.
+    """
 
     request: Request
     outcome: str
     end_s: float
+    predicted_finish_s: float | None = None
 
     @property
     def on_time(self) -> bool:
@@ -43,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class RankFailure:
-    """Rank `rank` dies at `at_s` and has a loaded worker again `respawn_s` later."""
+    """Rank `rank` dies at `at_s` and has a loaded worker again `respawn_s` later (inf: never)."""
 
     rank: int
     at_s: float
@@ -64,6 +69,7 @@ class VirtualWorld:
         stretch: a factor on the duration of each segment, such as measurement noise around 1.
         failures: ranks that die.
         observe: called after every event with the core, the time and the commands (for invariants).
+        on_segment: called with each segment that ended well, and when it began and ended.
     """
 
     def __init__(
@@ -76,9 +82,10 @@ class VirtualWorld:
         stretch: Callable[[Segment], float] = lambda segment: 1.0,
         failures: Iterable[RankFailure] = (),
         observe: Callable[[EngineCore, ev.Event, float, list[Command]], None] | None = None,
+        on_segment: Callable[[Segment, float, float], None] | None = None,
     ) -> None:
         self._core, self._table, self._timeline = core, table, timeline
-        self._stretch, self._observe = stretch, observe
+        self._stretch, self._observe, self._on_segment = stretch, observe, on_segment
         self._heap: list[tuple[float, int, ev.Event]] = []
         self._order = itertools.count()
         self._rank_free_s = [0.0] * world_size
@@ -86,35 +93,59 @@ class VirtualWorld:
         self._running: dict[int, tuple[Segment, float, float]] = {}
         self._failed_segments: set[int] = set()
         self._timer_order = -1
+        self._now_s = 0.0
         self._outcomes: list[Outcome] = []
         for failure in failures:
             self._push(failure.at_s, ev.WorkerLost(failure.rank, "simulated"))
-            self._push(failure.at_s + failure.respawn_s, ev.WorkerReady(failure.rank))
+            if math.isfinite(failure.respawn_s):
+                self._push(failure.at_s + failure.respawn_s, ev.WorkerReady(failure.rank))
         self._world_size = world_size
 
     def run(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """Serve `requests` (in order of arrival) to the end; yields each outcome as it happens."""
+        """Serve `requests` (in order of arrival) to the end; yields each outcome as it happens.
+
+        Takes one request at a time and forgets it when it has ended, so that memory does not grow with the
+        length of the trace. Requests that nothing can happen to any more (no rank left, none to come back)
+        fail at the end.
+
+        Raises:
+            ConfigurationError: a request arrived whose id another one was using.
+        """
         arrivals = iter(requests)
-        self._write(world_events(self._world_size))
+        if self._timeline is not None:
+            self._timeline.write(world_events(self._world_size))
         self._pull(arrivals)
         while self._heap:
             now_s, order, event = heapq.heappop(self._heap)
             if isinstance(event, ev.TimerFired) and order != self._timer_order:
                 continue
             if isinstance(event, ev.RequestArrived):
-                self._write([arrive_event(event.request, 0.0)])
+                self._arrive(event.request)
                 self._pull(arrivals)
             elif isinstance(event, ev.WorkerLost):
                 self._break_segments(event, now_s)
             if isinstance(event, ev.SegmentFinished) and not self._close(event):
                 continue
-            commands = self._core.handle(event, now_s)
-            for command in commands:
-                self._perform(command, now_s)
-            if self._observe is not None:
-                self._observe(self._core, event, now_s, commands)
+            self._handle(event, now_s)
             yield from self._outcomes
             self._outcomes.clear()
+            self._now_s = now_s
+        if self._core.num_requests:
+            self._handle(ev.AbortRequested("the simulation ended with nothing left to happen"), self._now_s)
+            yield from self._outcomes
+
+    def _handle(self, event: ev.Event, now_s: float) -> None:
+        commands = self._core.handle(event, now_s)
+        for command in commands:
+            self._perform(command, now_s)
+        if self._observe is not None:
+            self._observe(self._core, event, now_s, commands)
+
+    def _arrive(self, request: Request) -> None:
+        if self._core.knows(request.request_id):
+            raise ConfigurationError(f"trace: id: {request.request_id!r} arrives while another request has it")
+        if self._timeline is not None:
+            self._timeline.write([arrive_event(request, 0.0)])
 
     def _pull(self, arrivals: Iterator[Request]) -> None:
         request = next(arrivals, None)
@@ -130,8 +161,8 @@ class VirtualWorld:
         match command:
             case RunSegment(segment):
                 self._start(segment, now_s)
-            case FinishRequest(request, finish_s):
-                self._end(Outcome(request, "finish", finish_s))
+            case FinishRequest(request, finish_s, predicted_finish_s):
+                self._end(Outcome(request, "finish", finish_s, predicted_finish_s))
             case EndRequest(request, outcome, _):
                 self._end(Outcome(request, outcome, now_s))
             case SetTimer(at_s):
@@ -158,7 +189,10 @@ class VirtualWorld:
             self._failed_segments.remove(event.segment_id)
             return False
         segment, start_s, end_s = self._running.pop(event.segment_id)
-        self._write(segment_events(segment, start_s, end_s))
+        if self._timeline is not None:
+            self._timeline.write(segment_events(segment, start_s, end_s))
+        if self._on_segment is not None:
+            self._on_segment(segment, start_s, end_s)
         return True
 
     def _break_segments(self, lost: ev.WorkerLost, now_s: float) -> None:
@@ -182,8 +216,5 @@ class VirtualWorld:
     def _end(self, outcome: Outcome) -> None:
         self._request_free_s.pop(outcome.request.request_id, None)
         self._outcomes.append(outcome)
-        self._write([outcome_event(outcome.outcome, outcome.request.request_id, outcome.end_s)])
-
-    def _write(self, events: list[dict[str, object]]) -> None:
         if self._timeline is not None:
-            self._timeline.write(events)
+            self._timeline.write([outcome_event(outcome.outcome, outcome.request.request_id, outcome.end_s)])

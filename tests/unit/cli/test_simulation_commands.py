@@ -1,0 +1,123 @@
+"""`tetriserve workload`, `simulate` and `sweep` as a user calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tetriserve_backend.cli.app import app
+
+TABLE = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TETRISERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def tetriserve(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def make_trace(*options):
+    tetriserve("workload", "-o", "a.trace.jsonl", "--requests", 30, "--rate", 30, *options)
+    return Path("a.trace.jsonl")
+
+
+def test_a_workload_is_simulated_and_its_labels_reach_the_summary():
+    make_trace("--mix", "skewed", "--slo-scale", 1.2, "--seed", 5, "--steps", "10:20")
+    tetriserve(
+        "simulate", "--latency-table", TABLE, "--trace", "a.trace.jsonl", "--policy", "tetriserve,fixed-sp2",
+        "--bound", "--summary", "out/a.summary.json", "--timeline", "out/a.timeline.json",
+    )  # fmt: skip
+    for policy in ("tetriserve", "fixed-sp2"):
+        summary = json.loads(Path(f"out/a.{policy}.summary.json").read_text())
+        assert summary["policy"] == policy and summary["requests"] == 30
+        assert summary["on_time"] <= summary["bound_on_time"] <= 30
+        assert summary["labels"]["slo_scale"] == 1.2 and summary["labels"]["mix"] == "skewed"
+        assert json.loads(Path(f"out/a.{policy}.timeline.json").read_text())["traceEvents"]
+
+
+def test_json_is_printed_where_nobody_looks_and_a_table_on_demand():
+    trace = make_trace()
+    call = ("simulate", "--latency-table", TABLE, "--trace", trace, "--policy", "rssp", "--label", "note=x")
+    printed = json.loads(tetriserve(*call).stdout)
+    assert printed["policy"] == "rssp" and printed["labels"]["note"] == "x"
+    assert "rssp" in tetriserve(*call, "--output", "table").stdout
+
+
+def test_settings_noise_dispatch_and_failures_reach_the_run():
+    trace = make_trace("--mix", "2048x2048")
+    base = ("simulate", "--latency-table", TABLE, "--trace", trace, "--policy", "fixed-sp8")
+
+    def mean_latency_s(*options):
+        return json.loads(tetriserve(*base, *options).stdout)["latency_s"]["mean"]
+
+    plain = mean_latency_s()
+    assert mean_latency_s("--dispatch-seconds", 0.5) > plain
+    assert mean_latency_s("--dispatch-seconds", 0.5, "--set", "scheduler.max_segment_steps=20") < mean_latency_s(
+        "--dispatch-seconds", 0.5
+    )
+    assert mean_latency_s("--fail", "3@5:10") > plain
+    assert mean_latency_s("--noise-cv", 0.1) != plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "nobody"), "unknown policy"),
+        (("--fail", "8@1"), "ranks 0 to 7"),
+        (("--fail", "one"), "RANK@SECONDS"),
+        (("--set", "scheduler.colour=red"), "unknown setting"),
+        (("--label", "x"), "KEY=VALUE"),
+        (("--trace", "none.jsonl"), "cannot be read"),
+    ],
+)
+def test_a_wrong_option_is_explained(options, message):
+    trace = make_trace()
+    result = tetriserve("simulate", "--latency-table", TABLE, "--trace", trace, *options, status=2)
+    assert message in result.output and "Traceback" not in result.output
+
+
+def test_a_workload_takes_weights_from_a_file_slos_and_other_arrivals():
+    Path("mix.yaml").write_text("256x256: 1\n512x768: 1\n")
+    make_trace("--mix", "mix.yaml", "--slo", "512x768=9", "--arrivals", "gamma", "--cv", 3)
+    lines = [json.loads(line) for line in Path("a.trace.jsonl").read_text().splitlines()]
+    assert {(line["height"], line["width"]) for line in lines} == {(256, 256), (512, 768)}
+    assert {line["slo_s"] for line in lines} == {9.0}, "the only SLO given goes for every shape"
+
+
+def test_a_workload_comes_from_another_system():
+    Path("hetu.txt").write_text("Request(request_id=0, timestamp=0.5, height=256, width=256, num_inference_steps=28)\n")
+    tetriserve("workload", "-o", "b.trace.jsonl", "--import", "hetu-dit", "hetu.txt")
+    (line,) = Path("b.trace.jsonl").read_text().splitlines()
+    assert json.loads(line)["arrival_s"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mix", "zipf"), "uniform, skewed"),
+        (("--steps", "few"), "--steps"),
+        (("--slo", "256x256"), "--slo"),
+        (("--config", "none.yaml"), "none.yaml"),
+    ],
+)
+def test_a_wrong_workload_is_explained(options, message):
+    result = tetriserve("workload", "-o", "a.trace.jsonl", *options, status=2)
+    assert message in result.output and "Traceback" not in result.output
+
+
+def test_a_sweep_prints_every_cell_beside_the_bound_and_keeps_the_summaries():
+    Path("grid.yaml").write_text(
+        "policies: [tetriserve, fixed-sp8]\nmixes: [uniform]\nslo_scales: [1.0, 1.5]\nrates_per_minute: [24]\n"
+        "seeds: [1]\nworkload: {requests: 12}\n"
+    )
+    result = tetriserve("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "--processes", 1, "-o", "out")
+    assert "of bound" in result.output and "fixed-sp8" in result.output
+    assert len(list(Path("out").glob("*.summary.json"))) == 4
+    assert "none.yaml" in tetriserve("sweep", "--config", "none.yaml", "--latency-table", TABLE, status=2).output

@@ -1,0 +1,136 @@
+"""`tetriserve sweep`: a grid of workloads, each served by several policies beside the bound."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tetriserve_backend.domain import ConfigurationError, TetriserveError
+from tetriserve_backend.executor.home import tetriserve_home
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.simulator.summary import Summary
+from tetriserve_backend.simulator.sweep import CellResult, SweepSpec, run_sweep
+
+_EXIT_WRONG_INPUT = 2
+
+
+def sweep(
+    *,
+    config: Annotated[Path, typer.Option(help="YAML file: policies, mixes, slo_scales, rates_per_minute, seeds, …")],
+    latency_table: Annotated[Path, typer.Option(help="What work costs (*.latency.json).")],
+    policy: Annotated[str | None, typer.Option(help="Names, with commas between, instead of the file's.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Numbers, with commas between, instead of the file's.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Cells to run at a time.")] = 2,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the summaries.")] = None,
+) -> None:
+    """Run a grid and print the SLO attainment of every cell beside the bound.
+
+    Exit status: 0 done; 2 wrong options or files.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        spec = _read(config, policy, seeds)
+        results = list(
+            track(
+                run_sweep(
+                    spec,
+                    LatencyTable.load(latency_table),
+                    processes=processes,
+                    bound_cache=tetriserve_home() / "bounds",
+                ),
+                total=len(spec.cells()),
+                description="cells",
+                console=Console(stderr=True),
+                transient=True,
+            )
+        )
+    except TetriserveError as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_WRONG_INPUT) from error
+    if out is not None:
+        write_summaries(results, out)
+    console.print(cell_table(results))
+    console.print(mean_table(results))
+
+
+def write_summaries(results: Sequence[CellResult], folder: Path) -> None:
+    """One summary per cell and policy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, result in enumerate(results):
+        for summary in result.summaries:
+            text = json.dumps(summary.to_dict(), indent=1) + "\n"
+            (folder / f"c{number:03d}.{summary.policy}.summary.json").write_text(text, encoding="utf-8")
+
+
+def cell_table(results: Sequence[CellResult]) -> Table:
+    """A row per workload, its seeds averaged; a column per policy."""
+    rows: dict[tuple[str, str, str], list[CellResult]] = {}
+    for result in results:
+        labels = result.workload.labels()
+        key = (str(labels["mix"]), f"{labels['slo_scale']:g}", f"{labels['rate_per_minute']:g}")
+        rows.setdefault(key, []).append(result)
+    seeds = len({result.workload.seed for result in results})
+    table = _table(f"SLO attainment, mean of {seeds} seed(s)", ["mix", "SLO scale", "per minute"], results)
+    for key, group in rows.items():
+        table.add_row(*key, *_figures(group))
+    return table
+
+
+def mean_table(results: Sequence[CellResult]) -> Table:
+    """Means over the grid: per rate, over all cells, and over all cells as a share of the mean bound."""
+    table = _table("means over the grid", ["per minute"], results)
+    for rate in sorted({result.workload.rate_per_minute for result in results}):
+        table.add_row(f"{rate:g}", *_figures([r for r in results if r.workload.rate_per_minute == rate]))
+    table.add_row("all", *_figures(results))
+    bound = _mean_bound(results)
+    if bound:
+        columns = zip(*(result.summaries for result in results), strict=True)
+        table.add_row("of bound", "", *(f"{_mean(column) / bound:.3f}" for column in columns))
+    return table
+
+
+def _table(title: str, keys: Sequence[str], results: Sequence[CellResult]) -> Table:
+    table = Table(title=title)
+    for heading in [*keys, "bound", *(summary.policy for summary in results[0].summaries)]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _figures(results: Sequence[CellResult]) -> list[str]:
+    bound = _mean_bound(results)
+    columns = list(zip(*(result.summaries for result in results), strict=True))
+    return ["" if bound is None else f"{bound:.3f}", *(f"{_mean(column):.3f}" for column in columns)]
+
+
+def _mean(summaries: Sequence[Summary]) -> float:
+    return sum(summary.slo_attainment for summary in summaries) / len(summaries)
+
+
+def _mean_bound(results: Sequence[CellResult]) -> float | None:
+    bounds = [result.summaries[0].bound for result in results]
+    known = [bound for bound in bounds if bound is not None]
+    return sum(known) / len(known) if len(known) == len(bounds) else None
+
+
+def _read(config: Path, policy: str | None, seeds: str | None) -> SweepSpec:
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if policy is not None:
+            values["policies"] = policy.split(",")
+        if seeds is not None:
+            values["seeds"] = [int(seed) for seed in seeds.split(",")]
+        return SweepSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"{config}: {field}: {first['msg']}, got {first['input']!r:.80}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{config}: expected a mapping of a sweep's settings: {error}") from error

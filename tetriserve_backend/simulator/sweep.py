@@ -1,0 +1,146 @@
+"""A grid of workloads, each served by several policies beside the bound."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tetriserve_backend.engine.config import EngineSettings
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.simulator.bound import BoundCache, BoundSettings
+from tetriserve_backend.simulator.run import SimulationSettings, simulate
+from tetriserve_backend.simulator.summary import Summary
+from tetriserve_backend.simulator.workload import WorkloadSpec, generate
+
+
+class Variant(BaseModel):
+    """A policy under a name of its own, with the settings that make it different."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    scheduler: SchedulerSettings
+
+
+class SweepSpec(BaseModel):
+    """What to run.
+
+    Attributes:
+        variants: policy names, or mappings with `name` and `scheduler` (any scheduler settings).
+        gpus: ranks of the world; None takes the latency table's.
+        mixes: as `WorkloadSpec.mix`.
+        slo_scales: one trace for each.
+        rates_per_minute: one trace for each.
+        seeds: one trace for each; also the seed of the noise.
+        workload: everything else about the traces.
+        engine: settings of the engine.
+        noise_cv: of step times.
+        dispatch_seconds: None takes the latency table's.
+        batching_bound: whether the bound allows for batches.
+        bound_time_limit_s: per trace; 0 computes no bound.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variants: tuple[Variant, ...] = Field(min_length=1, alias="policies")
+    gpus: int | None = Field(default=None, ge=1)
+    mixes: tuple[str | dict[str, float], ...] = ("uniform", "skewed")
+    slo_scales: tuple[float, ...] = (1.0, 1.2, 1.5)
+    rates_per_minute: tuple[float, ...] = (12.0, 24.0, 36.0)
+    seeds: tuple[int, ...] = (1, 2)
+    workload: WorkloadSpec = WorkloadSpec()
+    engine: EngineSettings = EngineSettings()
+    noise_cv: float = Field(default=0.0, ge=0)
+    dispatch_seconds: float | None = Field(default=None, ge=0)
+    batching_bound: bool = True
+    bound_time_limit_s: float = Field(default=60.0, ge=0)
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _plain_names(cls, given: object) -> object:
+        if not isinstance(given, list | tuple):
+            return given
+        return [{"name": item, "scheduler": {"policy": item}} if isinstance(item, str) else item for item in given]
+
+    def cells(self) -> list[WorkloadSpec]:
+        """The workloads of the grid, seeds innermost."""
+        axes = itertools.product(self.mixes, self.slo_scales, self.rates_per_minute, self.seeds)
+        return [
+            WorkloadSpec.model_validate(
+                {
+                    **self.workload.model_dump(),
+                    "mix": mix,
+                    "slo_scales": (scale,),
+                    "rate_per_minute": rate,
+                    "seed": seed,
+                }
+            )
+            for mix, scale, rate, seed in axes
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One workload: a summary per variant, in the order of the spec, named after the variant."""
+
+    workload: WorkloadSpec
+    summaries: tuple[Summary, ...]
+
+
+def run_sweep(
+    spec: SweepSpec, table: LatencyTable, *, processes: int = 1, bound_cache: Path | None = None
+) -> Iterator[CellResult]:
+    """Run the grid; yields cells in the order of `SweepSpec.cells`, whatever the number of processes.
+
+    Args:
+        spec: what to run.
+        table: what work costs.
+        processes: how many cells to run at a time.
+        bound_cache: folder that keeps bounds between runs.
+
+    Raises:
+        ConfigurationError: a policy is unknown or does not go with the table.
+        RuntimeError: the bound's solver failed.
+    """
+    if spec.dispatch_seconds is not None:
+        table = table_with_dispatch(table, spec.dispatch_seconds)
+    cells = spec.cells()
+    if processes <= 1:
+        for cell in cells:
+            yield _run_cell(spec, table, cell, bound_cache)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]
+        try:
+            for job in jobs:
+                yield job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def table_with_dispatch(table: LatencyTable, dispatch_s: float) -> LatencyTable:
+    """The same table with another cost per segment."""
+    return LatencyTable.from_dict({**table.to_dict(), "dispatch_seconds": dispatch_s}, origin="changed dispatch")
+
+
+def _run_cell(spec: SweepSpec, table: LatencyTable, cell: WorkloadSpec, bound_cache: Path | None) -> CellResult:
+    requests = [request.to_request() for request in generate(cell)]
+    gpus = spec.gpus or table.world_size
+    bound_on_time = None
+    if spec.bound_time_limit_s:
+        how = BoundSettings(batching=spec.batching_bound, time_limit_s=spec.bound_time_limit_s)
+        bound_on_time = BoundCache(bound_cache).bound(table, requests, gpus, how).on_time
+    summaries = []
+    for variant in spec.variants:
+        settings = SimulationSettings(
+            gpus, variant.scheduler, spec.engine, noise_cv=spec.noise_cv, noise_seed=cell.seed
+        )
+        labels = {**cell.labels(), "policy": variant.scheduler.policy}
+        summary = simulate(table, requests, settings, bound_on_time=bound_on_time, labels=labels)
+        summaries.append(summary.named(variant.name))
+    return CellResult(cell, tuple(summaries))
