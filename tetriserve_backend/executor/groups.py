@@ -108,15 +108,15 @@ class RankGroups:
         members make by their ranks alone, so the next one would find the addresses of the last.
         """
         self.break_up(ranks)
-        registry = dist.distributed_c10d._world.pg_map
-        backend, store = registry[dist.group.WORLD]
-        registry[dist.group.WORLD] = (backend, PrefixStore(f"heal{number}", store))
+        world, registry = dist.distributed_c10d._get_default_group(), dist.distributed_c10d._world.pg_map
+        backend, store = registry[world]
+        registry[world] = (backend, PrefixStore(f"heal{number}", store))
         try:
             made = dist.new_group(
                 list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True
             )
         finally:
-            registry[dist.group.WORLD] = (backend, store)
+            registry[world] = (backend, store)
         self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
 
     def break_up(self, ranks: tuple[int, ...]) -> None:

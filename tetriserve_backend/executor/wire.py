@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import zmq
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tetriserve_backend.engine.commands import RunSegment
 
@@ -162,7 +162,10 @@ class PartFailed:
 FromRank: TypeAlias = Loaded | StartFailed | WorldReady | GroupHealed | StepDone | PartDone | PartFailed
 Message: TypeAlias = ToRank | FromRank
 
-_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+# A request without a deadline has an infinite one, which plain JSON would turn into null.
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(
+    Annotated[Message, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="constants")
+)
 
 
 class WireError(Exception):

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.integration.executor.driver import Driver
 from tetriserve_backend.domain import Request
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_flux import DemoFluxConfig, build_flux_directory
-from tests.integration.executor.driver import Driver
 
 TINY = DemoFluxConfig(
     num_layers=2, num_single_layers=2, head_dim=16, rope_axes=(4, 4, 8), text_width=32, vae_channels=(8, 8, 8, 8)
@@ -43,8 +43,8 @@ def tiny_model_without_guidance(tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     """What diffusers' own pipeline makes of a request: an image, or the final latent."""
-    import torch
-    from diffusers import FluxPipeline
+    import torch  # noqa: PLC0415  (both take seconds)
+    from diffusers import FluxPipeline  # noqa: PLC0415
 
     pipelines: dict[Path, Any] = {}
 

@@ -136,9 +136,7 @@ class Driver:
         first = 0
         for ranks, steps in schedule:
             latent_source = source_for(latent, ranks) if first else CREATE
-            commands.append(
-                self.denoise(request, ranks, first, steps, source_for(conditioning, ranks), latent_source)
-            )
+            commands.append(self.denoise(request, ranks, first, steps, source_for(conditioning, ranks), latent_source))
             conditioning |= set(ranks)
             latent, first = set(ranks), first + steps
         assert first == request.num_steps
@@ -170,8 +168,6 @@ _numbers = itertools.count()
 
 
 def make_request(height: int = 128, width: int = 128, num_steps: int = 4, **changes: Any) -> Request:
-    request = Request(
-        f"r{next(_numbers)}", height, width, num_steps, arrival_s=0.0, deadline_s=1.0, prompt="a red fox, oil on canvas",
-        seed=7,
-    )  # fmt: skip
+    name, prompt = f"r{next(_numbers)}", "a red fox, oil on canvas"
+    request = Request(name, height, width, num_steps, arrival_s=0.0, deadline_s=1.0, prompt=prompt, seed=7)
     return replace(request, **changes)

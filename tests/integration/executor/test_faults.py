@@ -135,9 +135,7 @@ def test_rank_that_dies_while_groups_are_formed_leads_to_another_try(
     assert_same_image(world.generate(request, ((ALL, 4),)), reference(tiny_model, request, 64))
 
 
-def test_all_ranks_with_their_forking_parent_come_back(
-    world: Driver, reference: Reference, tiny_model: Path
-) -> None:
+def test_all_ranks_with_their_forking_parent_come_back(world: Driver, reference: Reference, tiny_model: Path) -> None:
     nursery = psutil.Process(world.executor.worker_pids()[0]).parent()
     assert nursery is not None
     nursery.kill()

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tetriserve_profiling.quick import measure_table
 
 from tests.integration.executor.driver import Driver, make_request
 from tetriserve_backend.domain import ConfigurationError, ServerError
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_flux import demo_flux_directory, ensure_demo_flux
 from tetriserve_backend.executor.xdit_executor import XditExecutor
-from tetriserve_profiling.quick import measure_table
 
 TWO_RANKS = ExecutorSettings(world_size=2)
 
@@ -39,6 +39,14 @@ SERVE_UNTIL_KILLED = """
 
 def descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
+
+
+def linked_copy(model: Path, directory: Path) -> Path:
+    directory.mkdir()
+    for source in model.rglob("*"):
+        target = directory / source.relative_to(model)
+        target.mkdir() if source.is_dir() else target.symlink_to(source)
+    return directory
 
 
 def all_gone(processes: list[psutil.Process], timeout_s: float) -> bool:
@@ -97,17 +105,31 @@ def test_shutdown_leaves_nothing_and_may_be_repeated(
 def test_model_that_cannot_be_loaded_is_an_error_and_leaves_nothing(
     tiny_model: Path, tmp_path: Path, broken_file: str, expected: str
 ) -> None:
-    directory = tmp_path / "model"
-    directory.mkdir()
-    for source in tiny_model.rglob("*"):
-        target = directory / source.relative_to(tiny_model)
-        target.mkdir() if source.is_dir() else target.symlink_to(source)
+    directory = linked_copy(tiny_model, tmp_path / "model")
     (directory / broken_file).unlink()
     before = {process.pid for process in descendants(os.getpid())}
     executor = XditExecutor(ModelSettings(path=str(directory)), TWO_RANKS)
     with pytest.raises(ServerError, match=expected):
         asyncio.run(executor.start())
     assert {process.pid for process in descendants(os.getpid())} <= before
+
+
+def test_rank_that_cannot_start_again_is_tried_ever_more_slowly_until_it_can(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = linked_copy(tiny_model, tmp_path / "model")
+    driver = Driver(ModelSettings(path=str(directory)), TWO_RANKS).start()
+    try:
+        (directory / "transformer" / "config.json").unlink()
+        os.kill(driver.executor.worker_pids()[1], signal.SIGKILL)
+        driver.do(asyncio.sleep(1.5))
+        assert 2 <= sum("rank 1 is gone" in record.message for record in caplog.records) <= 4
+        driver.generate(make_request(), (((0,), 4),))
+        (directory / "transformer" / "config.json").symlink_to(tiny_model / "transformer" / "config.json")
+        driver.reform()
+        driver.generate(make_request(), (((0, 1), 4),))
+    finally:
+        driver.stop()
 
 
 def test_unknown_model_is_an_error_that_names_the_setting() -> None:
@@ -146,3 +168,19 @@ def test_quick_table_covers_every_valid_degree_of_each_resolution(tiny_model: Pa
     assert 0 < table.decode_s(144, 144) < 1.0
     assert table.dispatch_s < 0.1
     assert len(told) == 5
+
+
+def test_cuda_build_of_torch_without_a_gpu_serves_on_cpu() -> None:
+    # The usual wheel of torch is a CUDA build, which xfuser takes for a GPU.
+    script = """
+        import torch
+        torch.version.cuda = "12.8"
+        from tetriserve_backend.executor.xfuser_cpu import bring_up
+        bring_up("cpu")
+        import xfuser.envs as envs
+        from xfuser.model_executor.layers import usp
+        assert envs.get_device(0) == torch.device("cpu"), envs.get_device(0)
+        assert envs.PACKAGES_CHECKER.get_packages_info()["has_long_ctx_attn"]
+        assert usp.PROCESS_GROUP is not None
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)

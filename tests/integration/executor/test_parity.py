@@ -87,9 +87,7 @@ def test_spans_of_one_rank_never_overlap(world: Driver) -> None:
             assert before.end_s <= after.start_s
 
 
-def test_batch_with_different_steps_gives_each_its_image(
-    world: Driver, reference: Reference, tiny_model: Path
-) -> None:
+def test_batch_with_different_steps_gives_each_its_image(world: Driver, reference: Reference, tiny_model: Path) -> None:
     requests = [make_request(seed=1, num_steps=2), make_request(seed=2, num_steps=4, guidance_scale=1.5)]
     commands = [world.encode(request, 0) for request in requests]
     commands.append(world.batch(requests, (0, 1), HandOver(broadcast(0), CREATE)))

@@ -1,0 +1,73 @@
+"""Messages survive the wire as they were, and nothing else passes for one."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import zmq
+
+from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
+from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
+from tetriserve_backend.executor import wire
+
+REQUEST = Request("r0", 256, 512, 20, arrival_s=1.25, deadline_s=2.5, prompt='ein „Fuchs" 🦊\n', seed=2**62)
+COMMAND = RunSegment(
+    Segment(7, SegmentKind.DENOISE, (SegmentPart("r0", 5, 5),), Placement((2, 3)), 256, 512),
+    (REQUEST,),
+    (HandOver(Source(SourceKind.RESIDENT), Source(SourceKind.HOST, 2)),),
+)
+HEADER = wire.TensorHeader("r0", "latent", "float32", (1, 2), step=5)
+
+MESSAGES: list[wire.Message] = [
+    wire.FormWorld(3),
+    wire.HealGroup((0, 1), 2),
+    wire.Perform(COMMAND, ()),
+    wire.Forget("r0"),
+    wire.Stop(),
+    wire.Loaded(wire.ModelInfo(8, 64, "float32", "a CPU", {"torch": "2"})),
+    wire.StartFailed("no"),
+    wire.WorldReady(3),
+    wire.GroupHealed((0, 1)),
+    wire.StepDone("r0", 4),
+    wire.PartDone(7, 1.0, 2.0, ()),
+    wire.PartFailed(7, "no", "group", True),
+]
+
+
+def over_the_wire(
+    message: wire.Message, tensors: tuple[wire.HostTensor, ...] = ()
+) -> tuple[wire.Message, tuple[wire.HostTensor, ...]]:
+    return wire.decode([zmq.Frame(frame) for frame in wire.encode(message, tensors)])
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.kind)
+def test_every_message_arrives_as_it_was_sent(message: wire.Message) -> None:
+    assert over_the_wire(message) == (message, ())
+
+
+def test_tensor_frames_arrive_beside_their_headers() -> None:
+    sent = wire.HostTensor(HEADER, memoryview(b"12345678"))
+    message, (received,) = over_the_wire(wire.PartDone(7, 1.0, 2.0, (HEADER,)), (sent,))
+    assert message == wire.PartDone(7, 1.0, 2.0, (HEADER,))
+    assert received.header == HEADER
+    assert bytes(received.data) == b"12345678"
+
+
+def test_request_without_a_deadline_can_be_sent() -> None:
+    endless = replace(COMMAND, requests=(replace(REQUEST, deadline_s=math.inf),))
+    assert over_the_wire(wire.Perform(endless, ()))[0] == wire.Perform(endless, ())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b"not json"],
+        [b'{"kind": "unheard_of"}'],
+        [b'{"kind": "forget"}'],
+        [b'{"kind": "stop"}', b"a frame too many"],
+        [wire.encode(wire.PartDone(7, 1.0, 2.0, (HEADER,)))[0]],
+    ],
+)
+def test_anything_else_is_a_wire_error(frames: list[bytes]) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode([zmq.Frame(frame) for frame in frames])
