@@ -26,7 +26,9 @@ def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for images, trace, timeline and picture.")] = Path("demo-output"),
     requests: Annotated[int, typer.Option(min=_MIN_REQUESTS, help="How many images to ask for.")] = _MIN_REQUESTS,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps of each; default: what fits a few seconds, at most 20.")
+    ] = None,
     load: Annotated[float, typer.Option(min=0.05, help="Part of the GPUs' time that the load fills.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Seed of arrivals, sizes and deadlines.")] = 0,
     policy: Annotated[str | None, typer.Option(help="Scheduling policy; default: tetriserve.")] = None,

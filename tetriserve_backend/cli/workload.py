@@ -25,6 +25,8 @@ PROMPTS = (
 # What an image costs beside its segments: checking, image encoding and the way back, roughly.
 _TRANSPORT_S = 0.15
 
+_MOST_STEPS, _ENOUGH_STEPS, _FEWEST_STEPS = 20, 10, 4
+
 
 class Transport(str, Enum):
     """How a request reaches the server."""
@@ -49,35 +51,37 @@ class LoadShape:
 
     Attributes:
         num_requests: how many; one in three goes by HTTP.
-        num_steps: denoising steps of each.
+        num_steps: denoising steps of each; None takes what fits `span_s`, at most 20.
+        span_s: how long the whole load should take; the largest sizes are left out where it would take longer.
         utilization: part of all GPUs' time that the load would fill with every request on one GPU.
         slo_scales: a request's SLO is one of these times its shortest possible latency.
         seed: of arrivals, order and SLOs; the same seed gives the same load on the same table.
     """
 
     num_requests: int = 12
-    num_steps: int = 20
+    num_steps: int | None = None
+    span_s: float = 12.0
     utilization: float = 0.7
-    slo_scales: tuple[float, ...] = (2.5, 3.0, 4.0, 6.0)
+    slo_scales: tuple[float, ...] = (1.4, 1.8, 2.5, 4.0)
     seed: int = 0
 
 
 def plan_workload(table: LatencyTable, world_size: int, shape: LoadShape) -> tuple[PlannedRequest, ...]:
     """Requests in order of arrival; every resolution appears about equally often."""
     draw = random.Random(shape.seed)
-    sizes = choose_sizes(table)
+    sizes, num_steps = fit_into_span(table, world_size, shape)
     order = [sizes[index % len(sizes)] for index in range(shape.num_requests)]
     draw.shuffle(order)
-    mean_gpu_seconds = sum(_gpu_seconds(table, size, shape.num_steps) for size in order) / len(order)
+    mean_gpu_seconds = sum(_gpu_seconds(table, size, num_steps) for size in order) / len(order)
     arrivals_per_s = shape.utilization * world_size / mean_gpu_seconds
     digits = len(str(shape.num_requests - 1))
     planned, now_s = [], 0.0
     for index, size in enumerate(order):
-        slo_s = draw.choice(shape.slo_scales) * _shortest_latency_s(table, size, shape.num_steps) + _TRANSPORT_S
+        slo_s = draw.choice(shape.slo_scales) * _shortest_latency_s(table, size, num_steps) + _TRANSPORT_S
         request = ImageRequest(
             PROMPTS[index % len(PROMPTS)],
             size=size,
-            steps=shape.num_steps,
+            steps=num_steps,
             slo_s=round(slo_s, 2),
             seed=shape.seed + index,
             output_format="png",
@@ -89,22 +93,42 @@ def plan_workload(table: LatencyTable, world_size: int, shape: LoadShape) -> tup
     return tuple(planned)
 
 
-def choose_sizes(table: LatencyTable) -> tuple[Size, ...]:
-    """Up to four sizes: the smallest, a middle and the largest profiled one, and a non-square one between."""
+def fit_into_span(table: LatencyTable, world_size: int, shape: LoadShape) -> tuple[tuple[Size, ...], int]:
+    """The largest sizes, and the most steps of each, with which the load takes about the time that it should."""
     shapes = table.resolutions
+    for count in range(len(shapes), 0, -1):
+        sizes = choose_sizes(shapes[:count])
+        num_steps = _steps_within_span(table, world_size, shape, sizes)
+        if num_steps >= _ENOUGH_STEPS or shape.num_steps is not None:
+            break
+    return sizes, shape.num_steps or max(_FEWEST_STEPS, num_steps)
+
+
+def _steps_within_span(table: LatencyTable, world_size: int, shape: LoadShape, sizes: Sequence[Size]) -> int:
+    budget = shape.span_s * world_size * shape.utilization / shape.num_requests
+    fixed = sum(_gpu_seconds(table, size, 0) for size in sizes) / len(sizes)
+    step = sum(_gpu_seconds(table, size, 1) for size in sizes) / len(sizes) - fixed
+    return min(_MOST_STEPS, int((budget - fixed) / step))
+
+
+def choose_sizes(shapes: Sequence[tuple[int, int]]) -> tuple[Size, ...]:
+    """Up to four sizes: the smallest, a middle and the largest of `shapes`, and a non-square one between.
+
+    `shapes` are (height, width), fewest tokens first; at least one.
+    """
     chosen = [shapes[0], shapes[len(shapes) // 2], shapes[-1]]
-    oblong = next((shape for shape in shapes if shape[0] != shape[1]), None) or _oblong_within(table)
+    oblong = next((shape for shape in shapes if shape[0] != shape[1]), None) or _oblong_between(shapes[0], shapes[-1])
     if oblong is not None:
         chosen.append(oblong)
     return tuple(Size(width=width, height=height) for height, width in dict.fromkeys(chosen))
 
 
-def _oblong_within(table: LatencyTable) -> tuple[int, int] | None:
-    """A landscape of twice its height, between the table's smallest and largest shape; None if none fits.
+def _oblong_between(smallest: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int] | None:
+    """A landscape of twice its height; None if none fits.
 
     An even number of tokens a side, so that small degrees divide them.
     """
-    least, most = image_tokens(*table.resolutions[0]), image_tokens(*table.resolutions[-1])
+    least, most = image_tokens(*smallest), image_tokens(*largest)
     side = 2 * (math.isqrt(math.isqrt(least * most) // 2) // 2)
     while 2 * side * side < least:
         side += 2

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from tetriserve_client import Size
 
-from tetriserve_backend.cli.workload import LoadShape, Transport, choose_sizes, plan_workload, write_trace
+from tetriserve_backend.cli.workload import (
+    LoadShape,
+    Transport,
+    choose_sizes,
+    fit_into_span,
+    plan_workload,
+    write_trace,
+)
 from tetriserve_backend.latency_table import LatencyTable
 
 
@@ -40,7 +47,7 @@ TABLE = make_table((128, 128), (256, 256), (512, 512))
 
 
 def test_there_are_four_sizes_and_one_is_not_square() -> None:
-    sizes = choose_sizes(TABLE)
+    sizes = choose_sizes(TABLE.resolutions)
     assert len(sizes) == 4
     assert sum(size.width != size.height for size in sizes) == 1
 
@@ -50,7 +57,7 @@ def test_there_are_four_sizes_and_one_is_not_square() -> None:
 )
 def test_every_size_is_one_that_the_table_covers(shapes: list[tuple[int, int]]) -> None:
     table = make_table(*shapes)
-    for size in choose_sizes(table):
+    for size in choose_sizes(table.resolutions):
         table.check_resolution(size.height, size.width)
 
 
@@ -63,7 +70,7 @@ def test_same_seed_gives_the_same_load_and_another_seed_another() -> None:
 
 
 def test_load_fills_the_asked_part_of_the_gpus() -> None:
-    shape = LoadShape(num_requests=2000, utilization=0.5)
+    shape = LoadShape(num_requests=2000, num_steps=20, utilization=0.5)
     planned = plan_workload(TABLE, 2, shape)
     work = sum(
         TABLE.encode_s()
@@ -75,7 +82,7 @@ def test_load_fills_the_asked_part_of_the_gpus() -> None:
 
 
 def test_requests_are_mixed_and_each_deadline_can_be_met() -> None:
-    planned = plan_workload(TABLE, 2, LoadShape())
+    planned = plan_workload(TABLE, 2, LoadShape(num_steps=20))
     assert len(planned) == 12
     assert {item.transport for item in planned} == set(Transport)
     assert len({item.size for item in planned}) == 4
@@ -88,9 +95,26 @@ def test_requests_are_mixed_and_each_deadline_can_be_met() -> None:
 
 
 def test_trace_says_what_is_sent(tmp_path: Path) -> None:
-    planned = plan_workload(TABLE, 2, LoadShape())
+    planned = plan_workload(TABLE, 2, LoadShape(num_steps=20))
     write_trace(planned, tmp_path / "t.trace.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "t.trace.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [item.request.request_id for item in planned]
     assert [Size(line["width"], line["height"]) for line in lines] == [item.size for item in planned]
     assert all(line["slo_s"] > 0 and line["num_inference_steps"] == 20 for line in lines)
+
+
+@pytest.mark.parametrize("span_s", [3.0, 12.0, 60.0])
+def test_load_takes_about_the_time_that_it_should(span_s: float) -> None:
+    table = make_table((256, 256), (512, 512), (768, 768), (1024, 1024))
+    sizes, num_steps = fit_into_span(table, 2, LoadShape(span_s=span_s))
+    work = 0.0
+    for height, width in ((size.height, size.width) for size in sizes):
+        work += table.encode_s() + num_steps * table.step_s(height, width, 1) + table.decode_s(height, width)
+    assert 4 <= num_steps <= 20
+    assert 3 * work / (2 * 0.7) <= span_s
+
+
+def test_steps_that_are_asked_for_are_taken() -> None:
+    sizes, num_steps = fit_into_span(TABLE, 2, LoadShape(num_steps=50, span_s=0.001))
+    assert num_steps == 50
+    assert max(size.height for size in sizes) == 512
