@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
+from tests.support.timeline_check import find_problems
 from tetriserve_backend.cli.timeline_view import TimelineView
 
 COMMAND = [sys.executable, "-m", "tetriserve_backend.cli.app", "demo", "--out", "out", "--steps", "6"]
@@ -33,6 +34,8 @@ def test_demo_leaves_images_trace_timeline_and_picture(tetriserve_home: Path, tm
     }
     slo_s = {line["id"]: line["slo_s"] for line in trace}
     assert all(abs(r.deadline_s - r.arrival_s - slo_s[r.request_id]) < 0.002 for r in view.requests)
+    events = json.loads((out / "demo.timeline.json").read_text())["traceEvents"]
+    assert find_problems(events, num_gpus=2) == []
     with Image.open(out / "demo.schedule.png") as picture:
         picture.load()
 
