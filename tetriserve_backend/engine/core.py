@@ -27,12 +27,13 @@ from tetriserve_backend.engine.commands import (
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.handover import hand_over, note_sent
 from tetriserve_backend.engine.ledger import SegmentLedger
-from tetriserve_backend.engine.prediction import predict_finish_s, segment_seconds
+from tetriserve_backend.engine.prediction import Backlog, predict_finish_s, segment_seconds
 from tetriserve_backend.engine.state import RequestState
+from tetriserve_backend.engine.views import ViewKeeper
 from tetriserve_backend.engine.world import WorldState
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.policy import Policy
-from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
+from tetriserve_backend.scheduler.view import SchedulerView
 
 
 class PlanError(RuntimeError):
@@ -56,6 +57,8 @@ class EngineCore:
         self._policy, self._table, self._settings = policy, table, settings
         self._world = WorldState(world_size)
         self._ledger = SegmentLedger()
+        self._views = ViewKeeper(self._ledger, settings)
+        self._backlog = Backlog(table)
         self._requests: dict[str, RequestState] = {}
         self._next_segment_id = 0
         self._draining = False
@@ -157,18 +160,24 @@ class EngineCore:
         if error is not None:
             out.append(EndRequest(request, "reject", error))
             return
-        ahead = self._requests.values()
-        predicted_s = predict_finish_s(self._table, request, ahead, len(self.usable_ranks), now_s)
-        self._requests[request.request_id] = RequestState(request, predicted_s)
+        ahead_gpu_s = self._backlog.gpu_seconds
+        predicted_s = predict_finish_s(self._table, request, ahead_gpu_s, len(self.usable_ranks), now_s)
+        state = self._requests[request.request_id] = RequestState(request, predicted_s)
+        self._backlog.update(state)
+        self._views.show(state, now_s)
 
     def _end(self, request_id: str, outcome: str, error: TetriserveError, out: list[Command]) -> None:
         # Segments of it that are in flight run out by themselves; their results find no request.
         state = self._requests.pop(request_id)
+        self._backlog.remove(request_id)
+        self._views.hide(request_id)
         out.append(EndRequest(state.request, outcome, error))
         out.append(ReleaseRequest(request_id))
 
     def _complete(self, state: RequestState, finish_s: float, out: list[Command]) -> None:
         del self._requests[state.request.request_id]
+        self._backlog.remove(state.request.request_id)
+        self._views.hide(state.request.request_id)
         out.append(FinishRequest(state.request, finish_s, state.predicted_finish_s, tuple(state.records)))
         out.append(ReleaseRequest(state.request.request_id))
 
@@ -181,12 +190,13 @@ class EngineCore:
             if segment is None or state is None:
                 continue
             state.done = state.done.after(segment.kind, part.num_steps)
+            self._backlog.update(state)
             ranks, kind = segment.placement.ranks, segment.kind.value
             state.records.append(
                 SegmentRecord(kind, ranks, part.first_step, part.num_steps, event.start_s, event.end_s)
             )
             if state.rolling_back and not self._ledger.depth(part.request_id):
-                state.roll_back()
+                self._roll_back(state, now_s)
             if state.done.decoded:
                 self._complete(state, now_s, out)
 
@@ -206,7 +216,11 @@ class EngineCore:
                 times = f"its ranks were lost {state.retries} times, last: {event.reason}"
                 self._end(part.request_id, "fail", RequestFailedError(times), out)
             elif not self._ledger.depth(part.request_id):
-                state.roll_back()
+                self._roll_back(state, now_s)
+
+    def _roll_back(self, state: RequestState, now_s: float) -> None:
+        state.roll_back()
+        self._views.show_again(self._requests.values(), now_s)
 
     # -- planning -------------------------------------------------------------------------------------
 
@@ -221,34 +235,11 @@ class EngineCore:
 
     def view(self, now_s: float) -> SchedulerView:
         """What the policy sees at `now_s`."""
-        ranks = tuple(self._rank_view(rank, now_s) for rank in self._world.usable_ranks)
-        requests = tuple(
-            view for state in self._requests.values() if (view := self._request_view(state, now_s)) is not None
-        )
-        return SchedulerView(requests, ranks, self._world.size, self._settings.lead_s)
-
-    def _rank_view(self, rank: int, now_s: float) -> RankView:
-        free_at_s, depth = self._ledger.free_at_s(rank, now_s), self._ledger.depth(rank)
-        if depth >= self._settings.max_queue_depth:
-            # A rank far behind the table looks free for ever; past this depth it takes nothing more.
-            free_at_s = max(free_at_s, now_s + self._settings.lead_s + 1e-3)
-        return RankView(rank, free_at_s, depth)
-
-    def _request_view(self, state: RequestState, now_s: float) -> RequestView | None:
-        next_kind = state.sent.next_kind(state.request.num_steps)
-        if next_kind is None or state.rolling_back:
-            return None
-        request_id = state.request.request_id
-        return RequestView(
-            request=state.request,
-            next_kind=next_kind,
-            remaining_steps=state.request.num_steps - state.sent.steps,
-            ready_at_s=self._ledger.free_at_s(request_id, now_s),
-            placement=state.placement,
-            in_flight=self._ledger.depth(request_id),
-        )
+        return self._views.view(self._requests, self._world.usable_ranks, self._world.size, now_s)
 
     def _plan(self, now_s: float, out: list[Command]) -> None:
+        if not self._requests:
+            return
         view = self.view(now_s)
         if not view.requests:
             return

@@ -15,6 +15,7 @@ class InFlight:
     """A sent segment, how long it should take and when it should end; `started_s` once nothing is before it."""
 
     segment: Segment
+    resources: tuple[Resource, ...]
     duration_s: float
     end_s: float
     started_s: float | None
@@ -29,13 +30,20 @@ class SegmentLedger:
     def __init__(self) -> None:
         self._queues: dict[Resource, deque[int]] = {}
         self._sent: dict[int, InFlight] = {}
+        self._changed: set[Resource] = set()
 
     def __len__(self) -> int:
         return len(self._sent)
 
     def depth(self, resource: Resource) -> int:
         """Segments that wait or run on this rank or for this request."""
-        return len(self._queues.get(resource, ()))
+        queue = self._queues.get(resource)
+        return len(queue) if queue else 0
+
+    def take_changes(self) -> set[Resource]:
+        """Ranks and requests whose depth or end may have changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def free_at_s(self, resource: Resource, now_s: float) -> float:
         """When everything sent to this rank or for this request should be over; `now_s` if nothing is."""
@@ -45,13 +53,19 @@ class SegmentLedger:
     def send(self, segment: Segment, duration_s: float, now_s: float) -> None:
         """Append a segment to the queues of its ranks and requests."""
         resources = _resources(segment)
-        start_s = max(now_s, *(self.free_at_s(resource, now_s) for resource in resources))
-        at_once = all(self.depth(resource) == 0 for resource in resources)
-        self._sent[segment.segment_id] = InFlight(
-            segment, duration_s, start_s + duration_s, started_s=now_s if at_once else None
-        )
+        start_s, at_once = now_s, True
         for resource in resources:
-            self._queues.setdefault(resource, deque()).append(segment.segment_id)
+            queue = self._queues.get(resource)
+            if queue is None:
+                queue = self._queues[resource] = deque()
+            else:
+                at_once = False
+                start_s = max(start_s, self._sent[queue[-1]].end_s)
+            queue.append(segment.segment_id)
+        self._sent[segment.segment_id] = InFlight(
+            segment, resources, duration_s, start_s + duration_s, started_s=now_s if at_once else None
+        )
+        self._changed.update(resources)
 
     def take(self, segment_id: int, now_s: float) -> Segment | None:
         """Remove a segment that ended (well or badly) and expect those behind it anew; None if unknown."""
@@ -59,12 +73,14 @@ class SegmentLedger:
         if sent is None:
             return None
         behind: set[int] = set()
-        for resource in _resources(sent.segment):
+        for resource in sent.resources:
             queue = self._queues[resource]
             queue.remove(segment_id)
-            behind.update(queue)
-            if not queue:
+            if queue:
+                behind.update(queue)
+            else:
                 del self._queues[resource]
+        self._changed.update(sent.resources)
         for other_id in sorted(behind):
             self._expect(self._sent[other_id], now_s)
         return sent.segment
@@ -73,7 +89,7 @@ class SegmentLedger:
         if sent.started_s is not None:
             return
         start_s, first = now_s, True
-        for resource in _resources(sent.segment):
+        for resource in sent.resources:
             queue = self._queues[resource]
             position = queue.index(sent.segment.segment_id)
             if position:
@@ -81,6 +97,7 @@ class SegmentLedger:
                 start_s = max(start_s, self._sent[queue[position - 1]].end_s)
         sent.started_s = now_s if first else None
         sent.end_s = start_s + sent.duration_s
+        self._changed.update(sent.resources)
 
 
 def _resources(segment: Segment) -> tuple[Resource, ...]:

@@ -1,7 +1,5 @@
 """How long work should take, and when a new request can be expected to finish."""
 
-from collections.abc import Iterable
-
 from tetriserve_backend.domain import Request, Segment, SegmentKind
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.latency_table import LatencyTable
@@ -25,21 +23,45 @@ def fastest_latency_s(table: LatencyTable, request: Request) -> float:
     return table.encode_s() + request.num_steps * step_s + table.decode_s(request.height, request.width)
 
 
-def backlog_gpu_seconds(table: LatencyTable, states: Iterable[RequestState]) -> float:
-    """GPU-seconds that these requests still need if each runs on its cheapest degree, the lowest."""
-    total = 0.0
-    for state in states:
-        request = state.request
-        degree = table.degrees(request.height, request.width)[0]
-        steps = request.num_steps - state.done.steps
-        total += steps * degree * table.step_s(request.height, request.width, degree)
-        total += table.decode_s(request.height, request.width)
-        total += 0.0 if state.done.encoded else table.encode_s()
-    return total
+class Backlog:
+    """GPU-seconds that the requests here still need if each runs on its cheapest degree, the lowest.
+
+    A running total, so that an arrival costs the same however many wait. It is kept in whole nanoseconds: it
+    must not drift over millions of requests, nor depend on the order of events.
+    """
+
+    def __init__(self, table: LatencyTable) -> None:
+        self._table = table
+        self._left_ns: dict[str, int] = {}
+        self._total_ns = 0
+
+    @property
+    def gpu_seconds(self) -> float:
+        """The total over all requests."""
+        return self._total_ns / 1e9
+
+    def update(self, state: RequestState) -> None:
+        """A request has arrived or got further."""
+        left_ns = round(1e9 * _gpu_seconds_left(self._table, state))
+        self._total_ns += left_ns - self._left_ns.get(state.request.request_id, 0)
+        self._left_ns[state.request.request_id] = left_ns
+
+    def remove(self, request_id: str) -> None:
+        """A request has ended."""
+        self._total_ns -= self._left_ns.pop(request_id)
+
+
+def _gpu_seconds_left(table: LatencyTable, state: RequestState) -> float:
+    request = state.request
+    degree = table.degrees(request.height, request.width)[0]
+    steps = request.num_steps - state.done.steps
+    gpu_seconds = steps * degree * table.step_s(request.height, request.width, degree)
+    gpu_seconds += table.decode_s(request.height, request.width)
+    return gpu_seconds + (0.0 if state.done.encoded else table.encode_s())
 
 
 def predict_finish_s(
-    table: LatencyTable, request: Request, ahead: Iterable[RequestState], num_ranks: int, now_s: float
+    table: LatencyTable, request: Request, ahead_gpu_seconds: float, num_ranks: int, now_s: float
 ) -> float:
     """A first-come estimate: the work ahead spread over all ranks, then this request at its fastest."""
-    return now_s + backlog_gpu_seconds(table, ahead) / max(1, num_ranks) + fastest_latency_s(table, request)
+    return now_s + ahead_gpu_seconds / max(1, num_ranks) + fastest_latency_s(table, request)

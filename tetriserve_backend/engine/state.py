@@ -1,6 +1,6 @@
 """What the engine core remembers of each request."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tetriserve_backend.domain import Placement, Request, SegmentKind
 from tetriserve_backend.engine.commands import SegmentRecord
@@ -17,10 +17,10 @@ class Progress:
     def after(self, kind: SegmentKind, num_steps: int) -> "Progress":
         """The progress once a segment of `kind` is done as well."""
         if kind is SegmentKind.ENCODE:
-            return replace(self, encoded=True)
+            return Progress(True, self.steps, self.decoded)
         if kind is SegmentKind.DENOISE:
-            return replace(self, steps=self.steps + num_steps)
-        return replace(self, decoded=True)
+            return Progress(self.encoded, self.steps + num_steps, self.decoded)
+        return Progress(self.encoded, self.steps, True)
 
     def next_kind(self, num_steps: int) -> SegmentKind | None:
         """The stage that a request of `num_steps` steps needs next; None when nothing is left."""

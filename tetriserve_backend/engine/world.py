@@ -11,6 +11,7 @@ class WorldState:
     def __init__(self, world_size: int) -> None:
         self.size = world_size
         self._usable = set(range(world_size))
+        self._usable_ranks = tuple(range(world_size))
         self._lost: set[int] = set()
         self._loaded: set[int] = set()
         self.is_forming = False
@@ -18,7 +19,9 @@ class WorldState:
     @property
     def usable_ranks(self) -> tuple[int, ...]:
         """Ranks that can take work now, ascending."""
-        return tuple(sorted(self._usable))
+        if len(self._usable_ranks) != len(self._usable):
+            self._usable_ranks = tuple(sorted(self._usable))
+        return self._usable_ranks
 
     @property
     def waits_to_form(self) -> bool:
@@ -53,3 +56,4 @@ class WorldState:
         self._lost.clear()
         self._loaded.clear()
         self._usable = set(ranks)
+        self._usable_ranks = tuple(sorted(ranks))

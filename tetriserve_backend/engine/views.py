@@ -1,0 +1,98 @@
+"""What the policy sees, kept up to date piece by piece: only what changed since the last look is made anew."""
+
+from collections.abc import Iterable, Mapping
+
+from tetriserve_backend.engine.config import EngineSettings
+from tetriserve_backend.engine.ledger import SegmentLedger
+from tetriserve_backend.engine.state import RequestState
+from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
+
+_PAST_THE_LEAD_S = 1e-3
+
+
+class ViewKeeper:
+    """Makes each `SchedulerView`.
+
+    A view of a thousand ranks and thousands of requests shares nearly all of its parts with the one before,
+    so the cost of an event follows what it changed. Idle ranks and requests keep the time from which they
+    were idle as `free_at_s` and `ready_at_s`, which may lie in the past.
+
+    Args:
+        ledger: tells which ranks and requests changed.
+        settings: see `EngineSettings`.
+    """
+
+    def __init__(self, ledger: SegmentLedger, settings: EngineSettings) -> None:
+        self._ledger, self._settings = ledger, settings
+        self._rank_views: dict[int, RankView] = {}
+        self._behind: set[int] = set()
+        self._request_views: dict[str, RequestView] = {}
+        self._shown_ranks: tuple[int, ...] = ()
+        self._shown: tuple[RankView, ...] = ()
+
+    def show(self, state: RequestState, now_s: float) -> None:
+        """A request has arrived: the last one in order of arrival."""
+        self._refresh_request(state.request.request_id, state, now_s)
+
+    def hide(self, request_id: str) -> None:
+        """A request has ended."""
+        self._request_views.pop(request_id, None)
+
+    def show_again(self, states: Iterable[RequestState], now_s: float) -> None:
+        """A request that had all its work sent needs more: all of them anew, in order of arrival."""
+        self._request_views.clear()
+        for state in states:
+            self.show(state, now_s)
+
+    def view(
+        self, states: Mapping[str, RequestState], usable_ranks: tuple[int, ...], world_size: int, now_s: float
+    ) -> SchedulerView:
+        """What the policy sees at `now_s`."""
+        ranks_changed = self._refresh(states, now_s)
+        if ranks_changed or self._behind or usable_ranks is not self._shown_ranks:
+            self._shown_ranks = usable_ranks
+            self._shown = tuple(self._rank_view(rank, now_s) for rank in usable_ranks)
+        return SchedulerView(tuple(self._request_views.values()), self._shown, world_size, self._settings.lead_s)
+
+    def _refresh(self, states: Mapping[str, RequestState], now_s: float) -> bool:
+        """Bring what the ledger changed up to date; whether there was a rank among it."""
+        ranks_changed = False
+        for resource in self._ledger.take_changes():
+            if isinstance(resource, int):
+                ranks_changed = True
+                self._refresh_rank(resource, now_s)
+            elif resource in states:
+                self._refresh_request(resource, states[resource], now_s)
+        return ranks_changed
+
+    def _refresh_rank(self, rank: int, now_s: float) -> None:
+        depth = self._ledger.depth(rank)
+        self._rank_views[rank] = RankView(rank, self._ledger.free_at_s(rank, now_s), depth)
+        # A rank far behind the table looks free for ever; past this depth it takes nothing more.
+        if depth >= self._settings.max_queue_depth:
+            self._behind.add(rank)
+        else:
+            self._behind.discard(rank)
+
+    def _rank_view(self, rank: int, now_s: float) -> RankView:
+        view = self._rank_views.get(rank)
+        if view is None:
+            view = self._rank_views[rank] = RankView(rank, 0.0, 0)
+        if rank in self._behind:
+            not_before_s = now_s + self._settings.lead_s + _PAST_THE_LEAD_S
+            return RankView(rank, max(view.free_at_s, not_before_s), view.in_flight)
+        return view
+
+    def _refresh_request(self, request_id: str, state: RequestState, now_s: float) -> None:
+        next_kind = state.sent.next_kind(state.request.num_steps)
+        if next_kind is None or state.rolling_back:
+            self._request_views.pop(request_id, None)
+            return
+        self._request_views[request_id] = RequestView(
+            request=state.request,
+            next_kind=next_kind,
+            remaining_steps=state.request.num_steps - state.sent.steps,
+            ready_at_s=self._ledger.free_at_s(request_id, now_s),
+            placement=state.placement,
+            in_flight=self._ledger.depth(request_id),
+        )
