@@ -229,6 +229,9 @@ class SegmentRunner:
         for part in segment.parts:
             self._held.setdefault(part.request_id, HeldTensors()).latent = None
         if self._device.type == "cuda":
+            if not shared:
+                # An error that has broken the device shows again here, and ends this rank.
+                self._synchronize()
             torch.cuda.empty_cache()
         blame: Blame = "work"
         if isinstance(error, MisplacedTensorsError):
