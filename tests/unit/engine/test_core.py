@@ -78,9 +78,7 @@ def finish(core: EngineCore, command: RunSegment, now_s: float) -> list[object]:
 
 
 def test_a_request_goes_through_encode_denoise_decode_and_is_answered(core, policy):
-    first, second, third = run(
-        core, policy, make_request(), encode("r0"), denoise("r0", (0, 1), 5), decode("r0", 1)
-    )
+    first, second, third = run(core, policy, make_request(), encode("r0"), denoise("r0", (0, 1), 5), decode("r0", 1))
     assert [c.segment.kind.value for c in (first, second, third)] == ["encode", "denoise", "decode"]
     assert second.segment.parts[0].first_step == 0 and second.segment.num_steps == 5
     assert finish(core, first, 1.0) == [] and finish(core, second, 2.0) == []
