@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from tetriserve_client.local_server import LocalServer
 
 _LOCUSTFILE = Path(__file__).parent / "locustfile.py"

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+
 from tetriserve_client import Size
 from tetriserve_client.local_server import LocalServer
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-from tetriserve_client.local_server import LocalServer
 
 from tests.support.timeline_check import find_problems
+from tetriserve_client.local_server import LocalServer
 
 START_TIMEOUT_S = 300.0
 TEST_OPTIONS = (

@@ -1,0 +1,1 @@
+"""The command line: composition roots of server, clients' commands, simulation and benchmarks."""

@@ -25,6 +25,7 @@ _SUBCOMMANDS: Final = {
     "simulate": Subcommand("tetriserve_backend.cli.simulate", "simulate"),
     "workload": Subcommand("tetriserve_backend.cli.make_workload", "workload"),
     "sweep": Subcommand("tetriserve_backend.cli.sweep", "sweep"),
+    "report": Subcommand("tetriserve_backend.cli.draw_report", "report"),
     "bench-overhead": Subcommand("tetriserve_backend.cli.overhead.command", "bench_overhead"),
 }
 

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from tetriserve_client import ServerFailureError, TetriserveClient
-from tetriserve_client.local_server import LocalServer
 
 from tetriserve_backend.cli.demo_load import DemoLoad
 from tetriserve_backend.cli.drawing import draw_schedule
@@ -17,6 +15,8 @@ from tetriserve_backend.cli.timeline_view import TimelineView
 from tetriserve_backend.cli.workload import LoadShape, plan_workload, write_trace
 from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_client import ServerFailureError, TetriserveClient
+from tetriserve_client.local_server import LocalServer
 
 _MIN_REQUESTS = 12
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130

@@ -11,6 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
+
+from tetriserve_backend.cli.report import Outcome
+from tetriserve_backend.cli.workload import PlannedRequest, Transport
 from tetriserve_client import (
     AsyncTetriserveClient,
     GenerateResult,
@@ -19,9 +22,6 @@ from tetriserve_client import (
     TetriserveClientError,
 )
 from tetriserve_client import Progress as StepProgress
-
-from tetriserve_backend.cli.report import Outcome
-from tetriserve_backend.cli.workload import PlannedRequest, Transport
 
 _GIVE_UP_S = 120.0
 

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from tetriserve_backend.cli.report import describe_degrees
 from tetriserve_client import (
     GenerateResult,
     HttpTetriserveClient,
@@ -19,8 +21,6 @@ from tetriserve_client import (
     TetriserveClientError,
 )
 from tetriserve_client import Progress as StepProgress
-
-from tetriserve_backend.cli.report import describe_degrees
 
 EXIT_REQUEST_FAILED = 1
 EXIT_NO_SERVER = 3

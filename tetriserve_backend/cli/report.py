@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from rich.table import Table
+
 from tetriserve_client import GenerateResult, ImageRequest, SegmentReport
 
 

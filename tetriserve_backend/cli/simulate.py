@@ -59,7 +59,9 @@ def simulate(
     ] = None,
     fail: Annotated[
         list[str] | None,
-        typer.Option(metavar="RANK@SECONDS[:RESPAWN_S]", help="A rank dies, and is back after RESPAWN_S [5]; inf: never."),
+        typer.Option(
+            metavar="RANK@SECONDS[:RESPAWN_S]", help="A rank dies, and is back after RESPAWN_S [5]; inf: never."
+        ),
     ] = None,
     bound: Annotated[bool, typer.Option("--bound", help="Also compute what no policy can beat.")] = False,
     bound_without_batching: Annotated[

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from tetriserve_client import ImageRequest, Size
-
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, image_tokens
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_client import ImageRequest, Size
 
 PROMPTS = (
     "a red fox in fresh snow",

@@ -55,7 +55,11 @@ class Executor(Protocol):
         """The decoded pixels, shape (height, width, 3), once; valid after its decode finished."""
 
     async def next_event(self) -> ExecutorEvent:
-        """The next thing that happened, in order."""
+        """The next thing that happened, in order.
+
+        Raises:
+            ServerError: the ranks are beyond repair; the engine fails everything and says so.
+        """
 
     async def shutdown(self) -> None:
         """End every rank; nothing of them is left. Idempotent."""

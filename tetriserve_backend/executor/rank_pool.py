@@ -29,7 +29,10 @@ class RankListener(Protocol):
         """A rank has something to say."""
 
     def on_lost(self, rank: int, reason: str) -> None:
-        """A rank died; unless the pool has given it up, another is on its way."""
+        """A rank died; another is on its way."""
+
+    def on_given_up(self, rank: int, reason: str) -> None:
+        """A rank died again and again at its start; no other follows."""
 
 
 @dataclass(slots=True)
@@ -146,11 +149,11 @@ class RankPool:
         reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         _log.warning("rank %d is gone (%s)", rank, reason)
         if place.failed_starts >= _MAX_FAILED_STARTS:
-            _log.error("rank %d: %d starts failed in a row; it is given up", rank, place.failed_starts)
-        else:
-            delay_s = _FIRST_BACK_OFF_S * 2 ** (place.failed_starts - 1) if place.failed_starts else 0.0
-            place.failed_starts += 1
-            self._give_birth(rank, delay_s)
+            self._listener.on_given_up(rank, f"{place.failed_starts} starts failed in a row, the last: {reason}")
+            return
+        delay_s = _FIRST_BACK_OFF_S * 2 ** (place.failed_starts - 1) if place.failed_starts else 0.0
+        place.failed_starts += 1
+        self._give_birth(rank, delay_s)
         self._listener.on_lost(rank, reason)
 
     def _find(self, name: str) -> int | None:

@@ -51,7 +51,7 @@ class XditExecutor:
         self.device, self.device_name, self.dtype = "", "", ""
         self.software: dict[str, str] = {}
         self.text_tokens, self.num_heads = 0, 0
-        self._events: asyncio.Queue[ExecutorEvent] = asyncio.Queue()
+        self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
         self._store = HostStore()
         self._pool = RankPool(self)
         self._dispatcher: Dispatcher | None = None
@@ -100,8 +100,15 @@ class XditExecutor:
         return self._store.take_image(request_id)
 
     async def next_event(self) -> ExecutorEvent:
-        """The next thing that happened, in order."""
-        return await self._events.get()
+        """The next thing that happened, in order.
+
+        Raises:
+            ServerError: a rank was given up; the world will not be whole again.
+        """
+        event = await self._events.get()
+        if isinstance(event, ServerError):
+            raise event
+        return event
 
     async def shutdown(self) -> None:
         """End every rank; nothing of them is left. Idempotent."""
@@ -147,6 +154,13 @@ class XditExecutor:
             stuck, self._unformed = self._unformed - {rank}, set()
             for other in stuck:
                 self._pool.kill(other)
+
+    def on_given_up(self, rank: int, reason: str) -> None:
+        """A rank cannot be had any more (called by the pool): nothing can be promised from here on."""
+        if self._is_starting():
+            self._on_start_failed(rank, reason)
+        else:
+            self._events.put_nowait(ServerError(f"rank {rank} is given up: {reason}"))
 
     async def _start(self, started: "asyncio.Future[None]") -> None:
         started.add_done_callback(_look_at_result)

@@ -3,19 +3,17 @@
 import logging
 from pathlib import Path
 
-from tetriserve_profiling.quick import measure_table
-
 from tetriserve_backend.engine.async_engine import AsyncEngine
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.executor.home import tetriserve_home
-from tetriserve_backend.executor.machine import inspect_machine
 from tetriserve_backend.executor.xdit_executor import XditExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.triton_adapter.serving import Serving
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
+from tetriserve_profiling.quick import measure_table
 
 _log = logging.getLogger(__name__)
 _CPU_RESOLUTIONS = ((256, 256), (512, 512), (768, 768), (1024, 1024))
@@ -59,9 +57,16 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
 
 async def _table(settings: ServerSettings, assets: Path, executor: XditExecutor) -> LatencyTable:
     asked = tuple(parse_resolution(text) for text in settings.quick_resolutions or ())
-    identity = TableIdentity(executor.model_name, executor.device_name, executor.world_size, executor.dtype, asked)
-    device = inspect_machine(settings.model, settings.executor).device
-    resolutions = asked or (_CPU_RESOLUTIONS if device == "cpu" else _CUDA_RESOLUTIONS)
+    resolutions = asked or (_CPU_RESOLUTIONS if executor.device == "cpu" else _CUDA_RESOLUTIONS)
+    identity = TableIdentity(
+        model=executor.model_name,
+        directory=executor.model_directory.name,
+        device=executor.device_name,
+        world_size=executor.world_size,
+        dtype=executor.dtype,
+        asked=asked,
+        measured=resolutions,
+    )
     return await resolve_table(
         identity,
         Path(settings.latency_table) if settings.latency_table else None,

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from tetriserve_backend.domain import LatencyTableError
@@ -19,30 +20,35 @@ class TableIdentity:
     """What a latency table must have been measured on to be of use here.
 
     Attributes:
-        resolutions: (height, width) that must be among the profiled ones; empty asks for none.
+        directory: name of the model's folder; tells one build of an embedded model from the next.
+        asked: (height, width) that the settings ask for; must be among the profiled ones of any table.
+        measured: (height, width) that a table measured at start profiles.
     """
 
     model: str
+    directory: str
     device: str
     world_size: int
     dtype: str
-    resolutions: tuple[tuple[int, int], ...] = ()
+    asked: tuple[tuple[int, int], ...]
+    measured: tuple[tuple[int, int], ...]
 
     @property
     def file_name(self) -> str:
-        """A file name of its own for each identity but the resolutions."""
-        parts = (self.model, self.device, f"w{self.world_size}", self.dtype)
+        """The file of the table that is measured for this identity: another identity has another file."""
+        shapes = sha256(repr(self.measured).encode()).hexdigest()[:8]
+        parts = (self.directory, self.device, f"w{self.world_size}", self.dtype, shapes)
         return "-".join(_UNSAFE.sub("_", part) for part in parts) + _SUFFIX
 
     def matches(self, table: LatencyTable) -> bool:
-        """Whether `table` tells the times of this model on these ranks."""
+        """Whether `table` tells the times of this model on these ranks, at all shapes asked for."""
         same = (table.model, table.device, table.world_size, table.dtype) == (
             self.model,
             self.device,
             self.world_size,
             self.dtype,
         )
-        return same and set(self.resolutions) <= set(table.resolutions)
+        return same and set(self.asked) <= set(table.resolutions)
 
 
 async def resolve_table(

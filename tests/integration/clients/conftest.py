@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tetriserve_client import TetriserveClient
 
 from tests.integration.conftest import Server
+from tetriserve_client import TetriserveClient
 
 LONG_STEPS = 200
 """At 256x256 far longer than a cancelled request may take to end."""

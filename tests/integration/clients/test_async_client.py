@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 
 import pytest
+
+from tests.integration.clients.conftest import LONG_STEPS, wait_for_outcome
+from tests.integration.conftest import Server
 from tetriserve_client import (
     AsyncTetriserveClient,
     ImageRequest,
@@ -12,9 +15,6 @@ from tetriserve_client import (
     RequestTimeoutError,
     ServerUnavailableError,
 )
-
-from tests.integration.clients.conftest import LONG_STEPS, wait_for_outcome
-from tests.integration.conftest import Server
 
 
 def test_many_requests_share_one_client(server: Server) -> None:

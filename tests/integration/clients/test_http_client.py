@@ -6,10 +6,10 @@ import sys
 
 import pytest
 from PIL import Image
-from tetriserve_client import HttpTetriserveClient, InvalidRequestError, RequestTimeoutError, ServerUnavailableError
 
 from tests.integration.clients.conftest import LONG_STEPS, wait_for_outcome
 from tests.integration.conftest import Server
+from tetriserve_client import HttpTetriserveClient, InvalidRequestError, RequestTimeoutError, ServerUnavailableError
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tetriserve_client.local_server import LocalPorts
-
 from tests.integration.conftest import Server
+from tetriserve_client.local_server import LocalPorts
 
 CLIENTS = Path(__file__).parents[3] / "clients"
 

@@ -5,6 +5,9 @@ import threading
 
 import pytest
 from PIL import Image
+
+from tests.integration.clients.conftest import LONG_STEPS, wait_for_outcome
+from tests.integration.conftest import Server
 from tetriserve_client import (
     DuplicateRequestError,
     GenerateResult,
@@ -16,9 +19,6 @@ from tetriserve_client import (
     ServerUnavailableError,
     TetriserveClient,
 )
-
-from tests.integration.clients.conftest import LONG_STEPS, wait_for_outcome
-from tests.integration.conftest import Server
 
 
 @pytest.fixture

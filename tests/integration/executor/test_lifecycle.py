@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tetriserve_profiling.quick import measure_table
 
 from tests.integration.executor.driver import Driver, make_request
 from tetriserve_backend.domain import ConfigurationError, ServerError
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_flux import demo_flux_directory, ensure_demo_flux
 from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_profiling.quick import measure_table
 
 TWO_RANKS = ExecutorSettings(world_size=2)
 

@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 import pytest
-from tetriserve_client import Progress, RequestCancelledError, TetriserveClient
 from tritonclient import grpc as triton
 
 from tests.integration.conftest import Server
 from tests.integration.server.wire import Background, generate, stream, tensor
+from tetriserve_client import Progress, RequestCancelledError, TetriserveClient
 
 LONG: dict[str, Any] = {"prompt": "a slow river", "height": 256, "width": 256, "num_inference_steps": 200}
 PROMPT_END_S = 5.0

@@ -1,10 +1,10 @@
 """Degrees in words, and the table of outcomes."""
 
 from rich.console import Console
-from tetriserve_client import GenerateResult, ImageRequest, SegmentReport, Size
 
 from tetriserve_backend.cli.demo_load import check_png
 from tetriserve_backend.cli.report import Outcome, describe_degrees, outcome_table
+from tetriserve_client import GenerateResult, ImageRequest, SegmentReport, Size
 
 
 def segments(*degrees: int) -> list[SegmentReport]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tetriserve_client import Size
 
 from tetriserve_backend.cli.workload import (
     LoadShape,
@@ -17,6 +16,7 @@ from tetriserve_backend.cli.workload import (
     write_trace,
 )
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_client import Size
 
 
 def make_table(*shapes: tuple[int, int]) -> LatencyTable:

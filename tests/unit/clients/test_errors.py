@@ -1,6 +1,7 @@
 """A server's message becomes the error that its caller can react to."""
 
 import pytest
+
 from tetriserve_client import (
     DuplicateRequestError,
     InvalidRequestError,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from tetriserve_client import Size
 
 SCRIPT = Path(__file__).parents[3] / "clients" / "perf.py"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tetriserve_client import ImageRequest, InvalidRequestError, Size
 from tetriserve_client.wire import tensors
 

@@ -118,7 +118,7 @@ def test_an_image_arrives_with_its_progress_and_timeline(serve):
         engine.submit(now_request(stream_progress=True), listener)
         await listener.done.wait()
         assert listener.steps == [0, 1, 2, 3, 4] and len(listener.answers) == 1 and not listener.errors
-        assert [record.kind for record in listener.answers[0].segments][0] == "encode"
+        assert listener.answers[0].segments[0].kind == "encode"
         assert executor.released == ["r0"]
         assert engine.status()["state"] == "serving" and engine.status()["pending"] == 0
 

@@ -1,6 +1,7 @@
 """Where the latency table comes from."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
 
-IDENTITY = TableIdentity("org/model", "Some GPU 80GB", 2, "float32", ((64, 64),))
+IDENTITY = TableIdentity(
+    "org/model", "model-1a2b", "Some GPU 80GB", 2, "float32", asked=((64, 64),), measured=((64, 64),)
+)
 
 
 def make_table(identity: TableIdentity = IDENTITY, seconds: float = 0.1) -> LatencyTable:
@@ -92,7 +95,7 @@ def test_table_of_another_model_or_machine_is_not_taken(places: Places, other: T
 
 def test_table_that_lacks_an_asked_for_resolution_is_not_taken(places: Places) -> None:
     make_table(seconds=0.2).save(places.assets / "small.latency.json")
-    places.resolve(replace(IDENTITY, resolutions=((64, 64), (512, 512))))
+    places.resolve(replace(IDENTITY, asked=((64, 64), (512, 512))))
     assert places.measured == 1
 
 
@@ -108,3 +111,12 @@ def test_given_table_is_taken_whatever_it_was_measured_on(places: Places, tmp_pa
     assert step_s(places.resolve(given=given)) == 0.7
     with pytest.raises(LatencyTableError, match="nowhere"):
         places.resolve(given=tmp_path / "nowhere.json")
+
+
+def test_a_cached_table_of_other_shapes_or_of_another_build_of_the_model_is_not_taken(places: Places) -> None:
+    places.resolve()
+    for other in (replace(IDENTITY, asked=(), measured=((64, 64), (128, 128))), replace(IDENTITY, directory="new")):
+        shutil.rmtree(places.assets)
+        before = places.measured
+        places.resolve(other)
+        assert places.measured == before + 1

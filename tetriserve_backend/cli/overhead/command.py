@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from tetriserve_client import TetriserveClient
-from tetriserve_client.local_server import LocalServer
 
 from tetriserve_backend.cli.launcher.repository import find_model_repository
 from tetriserve_backend.cli.overhead.bare_diffusers import BareDiffusers
 from tetriserve_backend.cli.overhead.decision import decision_seconds
 from tetriserve_backend.cli.overhead.gaps import Gap, segment_gaps
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_client import TetriserveClient
+from tetriserve_client.local_server import LocalServer
 
 _PROMPT = "a lighthouse above a stormy sea"
 _DECISION_TABLE = "denoise/latency_tables/flux1-dev-8xh100.latency.json"
