@@ -15,6 +15,8 @@ import pytest
 
 from tests.integration.executor.driver import Driver, make_request
 from tetriserve_backend.domain import ConfigurationError, ServerError
+from tetriserve_backend.engine.events import WorldFormed
+from tetriserve_backend.executor import rank_pool
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_flux import demo_flux_directory, ensure_demo_flux
 from tetriserve_backend.executor.xdit_executor import XditExecutor
@@ -128,6 +130,21 @@ def test_rank_that_cannot_start_again_is_tried_ever_more_slowly_until_it_can(
         (directory / "transformer" / "config.json").symlink_to(tiny_model / "transformer" / "config.json")
         driver.reform()
         driver.generate(make_request(), (((0, 1), 4),))
+    finally:
+        driver.stop()
+
+
+def test_rank_that_never_starts_again_is_given_up_and_the_engine_is_told(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_pool, "_FIRST_BACK_OFF_S", 0.01)
+    directory = linked_copy(tiny_model, tmp_path / "model")
+    driver = Driver(ModelSettings(path=str(directory)), TWO_RANKS).start()
+    try:
+        (directory / "transformer" / "config.json").unlink()
+        os.kill(driver.executor.worker_pids()[1], signal.SIGKILL)
+        with pytest.raises(ServerError, match="rank 1 is given up"):
+            driver.wait_for(WorldFormed)
     finally:
         driver.stop()
 
