@@ -34,8 +34,14 @@ class _Colors:
         return colorsys.hls_to_rgb((index * _GOLDEN_RATIO) % 1.0, 0.62 if index % 2 else 0.5, 0.65)
 
 
-def draw_schedule(view: TimelineView, path: Path, *, title: str) -> None:
+def draw_schedule(view: TimelineView, path: Path, *, title: str, window_s: tuple[float, float] | None = None) -> None:
     """Write a PNG of the schedule: above each request from arrival to end, below each GPU's work.
+
+    Args:
+        view: what to draw.
+        path: of the PNG.
+        title: in words.
+        window_s: from when to when; None shows everything.
 
     Raises:
         OSError: `path` cannot be written.
@@ -48,10 +54,11 @@ def draw_schedule(view: TimelineView, path: Path, *, title: str) -> None:
     )
     colors = _Colors(tuple(request.request_id for request in view.requests))
     _draw_requests(upper, view.requests, colors)
-    _draw_gpus(lower, view, colors)
-    margin_s = 0.02 * (view.end_s - view.start_s) or 1.0
-    lower.set_xlim(view.start_s - margin_s, view.end_s + margin_s)
-    lower.set_xlabel("seconds since the server's timeline began")
+    begin_s, end_s = window_s or (view.start_s, view.end_s)
+    _draw_gpus(lower, view, colors, (begin_s, end_s))
+    margin_s = 0.02 * (end_s - begin_s) or 1.0
+    lower.set_xlim(begin_s - margin_s, end_s + margin_s)
+    lower.set_xlabel("seconds since the timeline began")
     figure.suptitle(title, fontsize=12)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=9, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
@@ -75,11 +82,14 @@ def _request_label(request: RequestSpan) -> str:
     return f"{request.request_id}  {request.width}×{request.height}, {request.num_steps} steps"
 
 
-def _draw_gpus(axes: Axes, view: TimelineView, colors: _Colors) -> None:
+def _draw_gpus(axes: Axes, view: TimelineView, colors: _Colors, window_s: tuple[float, float]) -> None:
     for span in view.work:
         _draw_work(axes, span, colors)
-    _label_runs(axes, view)
+    begin_s, end_s = window_s
+    _label_runs(axes, view, end_s - begin_s)
     for request in view.requests:
+        if not begin_s <= request.deadline_s <= end_s:
+            continue
         axes.axvline(request.deadline_s, color=colors.of(request.request_id), linewidth=1.0, linestyle="--", alpha=0.8)
         axes.plot(
             request.deadline_s,
@@ -112,16 +122,17 @@ def _draw_work(axes: Axes, span: WorkSpan, colors: _Colors) -> None:
         )
 
 
-def _label_runs(axes: Axes, view: TimelineView) -> None:
+def _label_runs(axes: Axes, view: TimelineView, shown_s: float) -> None:
     """Name and degree of each run of segments that one batch has on one GPU, where there is room for it."""
     for gpu in view.gpus:
         spans = sorted((span for span in view.work if span.gpu == gpu), key=lambda span: span.start_s)
         for (names, degree), group in groupby(spans, key=lambda span: (span.request_ids, span.sp_degree)):
             run = list(group)
             start_s, end_s = run[0].start_s, run[-1].start_s + run[-1].duration_s
-            if end_s - start_s > _LABEL_WIDTH_FRACTION * (view.end_s - view.start_s):
+            if end_s - start_s > _LABEL_WIDTH_FRACTION * shown_s:
                 text = "\n".join([*names, f"×{degree}"])
-                axes.text((start_s + end_s) / 2, gpu, text, ha="center", va="center", fontsize=7, bbox=_LABEL_BOX)
+                middle_s = (start_s + end_s) / 2
+                axes.text(middle_s, gpu, text, ha="center", va="center", fontsize=7, bbox=_LABEL_BOX, clip_on=True)
 
 
 def _legend() -> list[Patch | Line2D]:

@@ -1,0 +1,115 @@
+"""`tetriserve report`: summaries and timelines as figures and one page."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tetriserve_backend.cli.reporting.page import Picture, write_page
+from tetriserve_backend.cli.reporting.summary_figures import (
+    AGAINST_RATE,
+    AGAINST_SLO_SCALE,
+    draw_attainment,
+    draw_latency_cdf,
+    draw_resolutions,
+)
+from tetriserve_backend.cli.reporting.timeline_figures import draw_gantt, draw_over_time
+from tetriserve_backend.cli.timeline_view import TimelineView
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.simulator.summary import Summary
+
+_EXIT_WRONG_INPUT = 2
+
+
+def report(
+    *,
+    summaries: Annotated[
+        list[Path] | None, typer.Argument(help="Summaries (*.summary.json), or folders with them.", show_default=False)
+    ] = None,
+    timeline: Annotated[list[Path] | None, typer.Option(help="Timelines (*.timeline.json), repeatable.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the figures and report.html.")] = Path("report"),
+) -> None:
+    """Draw figures of what simulate, sweep or a server wrote, and put them on one self-contained page.
+
+    What is drawn follows from what is there: attainment against SLO scale or rate needs runs that differ in it.
+
+    Exit status: 0 done; 2 a file is missing or broken.
+    """
+    try:
+        read = _best_first([read_summary(path) for path in _summary_files(summaries or [])])
+        views = {_name_of(path): TimelineView.load(path) for path in timeline or []}
+        if not read and not views:
+            raise ConfigurationError("report: expected at least one summary or timeline")
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = [*_summary_pictures(read, out), *_timeline_pictures(views, out)]
+        write_page(out / "report.html", read, pictures)
+    except (ConfigurationError, OSError, ValueError) as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_WRONG_INPUT) from error
+    print(f"{out / 'report.html'}: {len(read)} runs, {len(pictures)} figures")
+
+
+def read_summary(path: Path) -> Summary:
+    """A `*.summary.json` as `simulate` writes it.
+
+    Raises:
+        ConfigurationError: the file is no such summary; names it.
+    """
+    try:
+        return Summary.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path}: no summary as tetriserve simulate writes it ({error!r})") from error
+
+
+def _summary_files(given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        if path.is_dir():
+            yield from sorted(path.glob("*.summary.json"))
+        else:
+            yield path
+
+
+def _best_first(summaries: Sequence[Summary]) -> list[Summary]:
+    """By policy, the one that serves most in time first; so tables, legends and colours have one order."""
+    on_time: dict[str, int] = {}
+    for summary in summaries:
+        on_time[summary.policy] = on_time.get(summary.policy, 0) + summary.on_time
+    return sorted(summaries, key=lambda summary: (-on_time[summary.policy], summary.policy))
+
+
+def _name_of(path: Path) -> str:
+    return path.name.removesuffix(".json").removesuffix(".timeline")
+
+
+def _summary_pictures(summaries: Sequence[Summary], out: Path) -> Iterator[Picture]:
+    if not summaries:
+        return
+    caption = "Share of all requests that finished by their deadline; means over seeds."
+    for against, heading in (
+        (AGAINST_SLO_SCALE, "SLO attainment against SLO scale"),
+        (AGAINST_RATE, "SLO attainment against rate"),
+    ):
+        path = draw_attainment(summaries, against, out)
+        if path is not None:
+            yield Picture(path, heading, caption)
+    yield Picture(
+        draw_resolutions(summaries, out), "SLO attainment by resolution", "Over all runs of a mix; height × width."
+    )
+    yield Picture(
+        draw_latency_cdf(summaries, out),
+        "Latency",
+        "Share of finished requests that took at most so long, over all runs.",
+    )
+
+
+def _timeline_pictures(views: dict[str, TimelineView], out: Path) -> Iterator[Picture]:
+    if not views:
+        return
+    caption = "Mean degree of the denoising that runs, share of the GPUs at work, and attainment by time of arrival."
+    yield Picture(draw_over_time(views, out), "Over time", caption)
+    for name, view in views.items():
+        caption = "Above, each request from arrival to end with its deadline; below, what each GPU did."
+        yield Picture(draw_gantt(name, view, out), f"Schedule: {name}", caption)

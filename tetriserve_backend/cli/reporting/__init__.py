@@ -1,0 +1,1 @@
+"""Summaries and timelines as figures and a page."""
