@@ -43,20 +43,30 @@ def _segment_problems(work: list[dict[str, Any]]) -> Iterable[str]:
 
 
 def _request_problems(events: list[dict[str, Any]], work: list[dict[str, Any]]) -> Iterable[str]:
-    spans: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    """An id may be used again once its request has ended, so each arrival begins another life of it."""
+    instants = sorted((event for event in events if event.get("ph") == "i"), key=lambda event: event["ts"])
+    arrivals = defaultdict(list)
+    for event in instants:
+        if event["name"] == "arrive":
+            arrivals[event["args"]["id"]].append(event)
+    spans: dict[tuple[str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
     for event in work:
         for part in event["args"]["requests"]:
-            spans[part["id"]][event["args"]["segment"]] = {**event, "part": part}
-    instants = [event for event in events if event.get("ph") == "i"]
+            life = _life(arrivals[part["id"]], event["ts"])
+            spans[part["id"], life][event["args"]["segment"]] = {**event, "part": part}
     ends = defaultdict(list)
     for event in instants:
         if event["name"] in ENDS:
-            ends[event["args"]["id"]].append(event)
-    for arrive in (event for event in instants if event["name"] == "arrive"):
-        request_id = arrive["args"]["id"]
-        own = sorted(spans.pop(request_id, {}).values(), key=lambda event: event["ts"])
-        yield from _life_problems(arrive, own, ends[request_id])
-    yield from (f"{request_id}: worked on but never arrived" for request_id in spans)
+            ends[event["args"]["id"], _life(arrivals[event["args"]["id"]], event["ts"])].append(event)
+    for request_id, lives in arrivals.items():
+        for life, arrive in enumerate(lives):
+            own = sorted(spans.pop((request_id, life), {}).values(), key=lambda event: event["ts"])
+            yield from _life_problems(arrive, own, ends[request_id, life])
+    yield from (f"{request_id}: worked on but never arrived" for request_id, _ in spans)
+
+
+def _life(arrivals: list[dict[str, Any]], at_us: float) -> int:
+    return max(0, sum(arrive["ts"] <= at_us + TOLERANCE_US for arrive in arrivals) - 1)
 
 
 def _life_problems(arrive: dict[str, Any], own: list[dict[str, Any]], ends: list[dict[str, Any]]) -> Iterable[str]:

@@ -31,6 +31,14 @@ def test_a_good_timeline_has_no_problems():
     assert find_problems(good(), 2) == []
 
 
+def test_an_id_may_be_used_again_after_its_request_ended():
+    again = [{**event, "ts": event["ts"] + 1000} for event in good()]
+    for event in again:
+        if "segment" in event["args"]:
+            event["args"] = {**event["args"], "segment": event["args"]["segment"] + 10}
+    assert find_problems([*good(), *again], 2) == []
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -91,7 +91,7 @@ def test_request_cancelled_by_another_client_says_so(client: TetriserveClient) -
 
 
 def test_id_in_use_is_refused_and_the_first_request_goes_on(client: TetriserveClient) -> None:
-    events = client.stream(ImageRequest("x", size="128x128", steps=30, request_id="sync-twice"))
+    events = client.stream(ImageRequest("x", size="128x128", steps=200, request_id="sync-twice"))
     next(events)
     with pytest.raises(DuplicateRequestError, match="sync-twice"):
         client.generate("y", size="64x64", steps=1, request_id="sync-twice")

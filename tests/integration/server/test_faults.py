@@ -62,7 +62,7 @@ def assert_nothing_is_left(state: dict[str, Any], timeout_s: float) -> float:
     start_s = time.monotonic()
     while True:
         left = [
-            *(f"{process.pid} {process.cmdline()}" for process in marked_processes(state["run_id"])),
+            *(str(process) for process in marked_processes(state["run_id"])),
             *(str(path) for path in Path("/dev/shm").glob(f"{state['shm_prefix']}*")),
             *([state["working_dir"]] if Path(state["working_dir"]).exists() else []),
         ]
