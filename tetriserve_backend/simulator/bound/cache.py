@@ -10,7 +10,7 @@ from tetriserve_backend.domain import Request
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.bound.clairvoyant import Bound, BoundSettings, clairvoyant_bound
 
-_REVISION = 1
+_REVISION = 2
 """Goes into the hash: raise it when the relaxation changes."""
 
 
@@ -45,7 +45,7 @@ class BoundCache:
 
 def _key(table: LatencyTable, requests: list[Request], world_size: int, settings: BoundSettings) -> str:
     digest = hashlib.sha256()
-    rule = (_REVISION, world_size, settings.batching, settings.block_requests, settings.merge_s)
+    rule = (_REVISION, world_size, settings.batching, settings.gap, settings.block_requests, settings.merge_s)
     digest.update(json.dumps([rule, table.to_dict()], sort_keys=True).encode())
     for r in requests:
         digest.update(f"{r.height},{r.width},{r.num_steps},{r.arrival_s!r},{r.deadline_s!r};".encode())

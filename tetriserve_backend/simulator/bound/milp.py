@@ -51,12 +51,13 @@ class Solved:
     optimal: bool
 
 
-def maximise(model: RowWiseModel, time_limit_s: float) -> Solved:
+def maximise(model: RowWiseModel, *, time_limit_s: float, gap: float) -> Solved:
     """Solve, with gains that are whole numbers: a gap below one gain is closed by rounding down.
 
     Args:
         model: what to maximise.
         time_limit_s: seconds after which the best bound so far has to do.
+        gap: between bound and best solution, as a share of the solution, at which the solver may stop.
 
     Raises:
         RuntimeError: the solver failed otherwise than by running out of time.
@@ -66,7 +67,7 @@ def maximise(model: RowWiseModel, time_limit_s: float) -> Solved:
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("random_seed", 0)
     solver.setOptionValue("mip_abs_gap", 0.999)
-    solver.setOptionValue("mip_rel_gap", 0.0)
+    solver.setOptionValue("mip_rel_gap", gap)
     solver.setOptionValue("time_limit", max(0.01, time_limit_s))
     solver.passModel(_to_highs(model))
     solver.run()
