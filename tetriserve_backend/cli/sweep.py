@@ -75,7 +75,8 @@ def cell_table(results: Sequence[CellResult]) -> Table:
     rows: dict[tuple[str, str, str], list[CellResult]] = {}
     for result in results:
         labels = result.workload.labels()
-        key = (str(labels["mix"]), f"{labels['slo_scale']:g}", f"{labels['rate_per_minute']:g}")
+        scales = "/".join(f"{scale:g}" for scale in result.workload.slo_scales)
+        key = (str(labels["mix"]), scales, f"{labels['rate_per_minute']:g}")
         rows.setdefault(key, []).append(result)
     seeds = len({result.workload.seed for result in results})
     table = _table(f"SLO attainment, mean of {seeds} seed(s)", ["mix", "SLO scale", "per minute"], results)

@@ -34,7 +34,7 @@ class SweepSpec(BaseModel):
         variants: policy names, or mappings with `name` and `scheduler` (any scheduler settings).
         gpus: ranks of the world; None takes the latency table's.
         mixes: as `WorkloadSpec.mix`.
-        slo_scales: one trace for each.
+        slo_scales: one trace for each; an entry that is a list makes SLO classes within one trace.
         rates_per_minute: one trace for each.
         seeds: one trace for each; also the seed of the noise.
         workload: everything else about the traces.
@@ -50,7 +50,7 @@ class SweepSpec(BaseModel):
     variants: tuple[Variant, ...] = Field(min_length=1, alias="policies")
     gpus: int | None = Field(default=None, ge=1)
     mixes: tuple[str | dict[str, float], ...] = ("uniform", "skewed")
-    slo_scales: tuple[float, ...] = (1.0, 1.2, 1.5)
+    slo_scales: tuple[float | tuple[float, ...], ...] = (1.0, 1.2, 1.5)
     rates_per_minute: tuple[float, ...] = (12.0, 24.0, 36.0)
     seeds: tuple[int, ...] = (1, 2)
     workload: WorkloadSpec = WorkloadSpec()
@@ -75,7 +75,7 @@ class SweepSpec(BaseModel):
                 {
                     **self.workload.model_dump(),
                     "mix": mix,
-                    "slo_scales": (scale,),
+                    "slo_scales": scale if isinstance(scale, tuple) else (scale,),
                     "rate_per_minute": rate,
                     "seed": seed,
                 }

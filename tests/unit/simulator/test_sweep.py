@@ -34,6 +34,13 @@ def test_cells_differ_only_along_the_axes(published_table):
     assert len({w.model_dump_json() for w in workloads}) == len(workloads)
 
 
+def test_slo_classes_within_a_trace_are_one_entry_of_the_axis():
+    (cell,) = SweepSpec(
+        **{**SMALL, "slo_scales": [[1.0, 1.5]], "mixes": ["uniform"], "rates_per_minute": [12]}
+    ).cells()[:1]
+    assert cell.slo_scales == (1.0, 1.5) and cell.labels()["slo_scale"] is None
+
+
 def test_processes_change_nothing_but_the_time(published_table):
     spec = SweepSpec(**{**SMALL, "rates_per_minute": [24], "mixes": ["uniform"], "bound_time_limit_s": 0})
     alone, together = (list(run_sweep(spec, published_table, processes=count)) for count in (1, 2))
