@@ -11,7 +11,7 @@ class SchedulerSettings(BaseModel):
     """Frozen settings of the scheduler.
 
     Attributes:
-        policy: which policy plans: `tetriserve`, `rssp`, `fcfs-optimal-shape` or `fixed-sp<k>`.
+        policy: which policy plans: `tetris`, `tetriserve`, `rssp`, `fcfs-optimal-shape` or `fixed-sp<k>`.
         step_granularity: steps that one round of `tetriserve` holds of a resolution of median speed at its
             fastest degree (`round_length.py`). Fewer react sooner to arrivals, more switch less often (§6, Fig. 15).
         placement_preservation: `tetriserve` keeps a request on the ranks of its last round where it can;
@@ -26,6 +26,10 @@ class SchedulerSettings(BaseModel):
         rssp_degrees: degree by resolution ("1024x1024": 2) for `rssp`; resolutions not named follow the
             rule of `rssp_min_efficiency`.
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
+        segment_seconds: how long `tetris` lets a segment run before it plans anew, roughly: shorter reacts
+            sooner, longer costs fewer dispatches.
+        plan_tries: packings that `tetris` tries per plan when not everybody can be saved.
+        plan_candidates: how many of the dearest requests `tetris` may give up in turn to save others.
         max_segment_steps: steps that the policies without rounds send at a time; a request can be cancelled,
             and resumes after a lost rank, between two segments.
     """
@@ -40,6 +44,9 @@ class SchedulerSettings(BaseModel):
     late_limit_s: float | None = Field(default=None, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
+    segment_seconds: float = Field(default=0.2, gt=0.0)
+    plan_tries: int = Field(default=12, ge=1)
+    plan_candidates: int = Field(default=4, ge=1)
     max_segment_steps: int = Field(default=5, ge=1)
 
     @field_validator("rssp_degrees")

@@ -76,6 +76,11 @@ class CostModel:
             if 1 not in table.degrees(height, width):
                 raise ConfigurationError(f"latency table: {height}x{width}: expected an entry with sp = 1, batch = 1")
 
+    @property
+    def num_sizes(self) -> int:
+        """How many sizes of group the world has."""
+        return len(self._sizes)
+
     def of(self, request: Request) -> ShapeCosts:
         """The costs of a request's shape."""
         return self.of_shape(request.height, request.width)

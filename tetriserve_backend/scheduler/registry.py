@@ -24,6 +24,11 @@ def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: in
     costs = CostModel(table, world_size)
     if settings.policy == "tetriserve":
         return RoundPolicy(settings, costs, [costs.of_shape(*shape) for shape in table.resolutions])
+    if settings.policy == "tetris":
+        # Brings a compiler with it, which no other policy should have to load.
+        from tetriserve_backend.scheduler.tetris.policy import TetrisPolicy  # noqa: PLC0415
+
+        return TetrisPolicy(settings, costs)
     if settings.policy == "rssp":
         return make_rssp(settings, costs)
     pieces = settings.max_segment_steps
@@ -42,5 +47,5 @@ def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: in
         return ExclusiveGroupPolicy(
             settings.policy, costs, lambda request: size, max_segment_steps=pieces, backfill=False
         )
-    allowed = ["tetriserve", "rssp", "fcfs-optimal-shape", *(f"fixed-sp{degree}" for degree in degrees)]
+    allowed = ["tetris", "tetriserve", "rssp", "fcfs-optimal-shape", *(f"fixed-sp{degree}" for degree in degrees)]
     raise ConfigurationError(f"scheduler.policy: unknown policy {settings.policy!r}; allowed: {', '.join(allowed)}")

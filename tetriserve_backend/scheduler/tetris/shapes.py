@@ -1,0 +1,62 @@
+"""What the compiled planning knows of each shape: one row of arrays per shape, added when it is first seen."""
+
+import numpy as np
+
+from tetriserve_backend.domain import Request
+from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
+from tetriserve_backend.scheduler.tetris.profile import Floats, Ints
+
+_FIRST_ROWS = 8
+
+
+class ShapeRows:
+    """Degrees and steps per second by shape.
+
+    The rate of a degree counts one dispatch per segment, so that plans with many short segments are not
+    taken for free.
+
+    Args:
+        model: what shapes cost.
+        segment_s: how long a segment should take.
+    """
+
+    def __init__(self, model: CostModel, segment_s: float) -> None:
+        self._model, self._segment_s = model, segment_s
+        self._rows: dict[tuple[int, int], int] = {}
+        self._costs: list[ShapeCosts] = []
+        width = model.num_sizes
+        self.degrees: Ints = np.zeros((_FIRST_ROWS, width), np.int64)
+        self.rates: Floats = np.zeros((_FIRST_ROWS, width))
+        self.num_degrees: Ints = np.zeros(_FIRST_ROWS, np.int64)
+
+    def row(self, request: Request) -> int:
+        """The row of a request's shape."""
+        key = (request.height, request.width)
+        row = self._rows.get(key)
+        return self._add(key) if row is None else row
+
+    def costs(self, row: int) -> ShapeCosts:
+        """The costs behind a row."""
+        return self._costs[row]
+
+    def segment_steps(self, step_s: float, remaining: int) -> int:
+        """How many steps a segment takes: about `segment_s`, and all that remain if half as many more would do."""
+        steps = max(1, int(self._segment_s / step_s + 0.5))
+        return remaining if remaining <= steps + steps // 2 else steps
+
+    def _add(self, key: tuple[int, int]) -> int:
+        row = len(self._costs)
+        if row == len(self.num_degrees):
+            self.degrees = np.concatenate([self.degrees, np.zeros_like(self.degrees)])
+            self.rates = np.concatenate([self.rates, np.zeros_like(self.rates)])
+            self.num_degrees = np.concatenate([self.num_degrees, np.zeros_like(self.num_degrees)])
+        costs = self._model.of_shape(*key)
+        efficient = sorted(costs.efficient, key=lambda cost: cost.sp_degree)
+        for index, cost in enumerate(efficient):
+            steps = max(1, int(self._segment_s / cost.step_s + 0.5))
+            self.degrees[row, index] = cost.sp_degree
+            self.rates[row, index] = 1.0 / (cost.step_s + costs.dispatch_s / steps)
+        self.num_degrees[row] = len(efficient)
+        self._costs.append(costs)
+        self._rows[key] = row
+        return row
