@@ -128,8 +128,8 @@ class AsyncEngine:
         elif request.request_id in self._listeners or self._core.knows(request.request_id):
             listener.on_error(request, DuplicateRequestError(request.request_id))
         else:
-            self._listeners[request.request_id] = (request, listener)
             self._write([arrive_event(request, self._origin_s)])
+            self._listeners[request.request_id] = (request, listener)
             self._handle(ev.RequestArrived(request))
 
     def cancel(self, request_id: str) -> bool:
@@ -245,10 +245,15 @@ class AsyncEngine:
         self._progressed.set()
 
     def _fail_listeners(self, error: TetriserveError) -> None:
-        for request, listener in list(self._listeners.values()):
-            self._write([outcome_event("fail", request.request_id, time.monotonic() - self._origin_s)])
-            listener.on_error(request, error)
+        waiting = list(self._listeners.values())
         self._listeners.clear()
+        for request, listener in waiting:
+            try:
+                listener.on_error(request, error)
+            except Exception:
+                # The others must hear of it all the same.
+                _log.exception("request %s could not be told: %s", request.request_id, error)
+            self._write([outcome_event("fail", request.request_id, time.monotonic() - self._origin_s)])
 
     def _write(self, events: list[TraceEvent]) -> None:
         if self._timeline is not None:

@@ -45,11 +45,15 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class RunSegment:
-    """Send `segment` to its ranks. `requests` and `hand_over` go with `segment.parts`, in that order."""
+    """Send `segment` to its ranks. `requests` and `hand_over` go with `segment.parts`, in that order.
+
+    `expected_s` is how long it should take once its ranks are free; 0 if that is not known.
+    """
 
     segment: Segment
     requests: tuple[Request, ...]
     hand_over: tuple[HandOver, ...]
+    expected_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

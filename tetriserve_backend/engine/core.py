@@ -139,6 +139,11 @@ class EngineCore:
                 self._world.lose(rank)
                 for state in self._requests.values():
                     state.forget_rank(rank)
+                # Its segments will be reported as failed; until then their requests must not be planned on
+                # from a state that never came to be.
+                for segment in self._ledger.segments_on(rank):
+                    for part in segment.parts:
+                        self._begin_roll_back(part.request_id)
             case ev.WorkerReady(rank):
                 self._world.load(rank)
             case ev.WorldFormed(ranks):
@@ -206,9 +211,7 @@ class EngineCore:
             state = self._requests.get(part.request_id)
             if segment is None or state is None:
                 continue
-            # Segments of the request that were sent behind this one fail with it and count once.
-            state.retries += 0 if state.rolling_back else 1
-            state.rolling_back = True
+            self._begin_roll_back(part.request_id)
             if not event.retryable:
                 error = RequestFailedError(f"{segment.kind.value} failed: {event.reason}")
                 self._end(part.request_id, "fail", error, out)
@@ -217,6 +220,14 @@ class EngineCore:
                 self._end(part.request_id, "fail", RequestFailedError(times), out)
             elif not self._ledger.depth(part.request_id):
                 self._roll_back(state, now_s)
+
+    def _begin_roll_back(self, request_id: str) -> None:
+        """Plan no more of a request until all that was sent of it is reported; counts as one retry."""
+        state = self._requests.get(request_id)
+        if state is not None and not state.rolling_back:
+            state.rolling_back = True
+            state.retries += 1
+            self._views.hide(request_id)
 
     def _roll_back(self, state: RequestState, now_s: float) -> None:
         state.roll_back()
@@ -256,12 +267,13 @@ class EngineCore:
         segment = Segment(self._next_segment_id, kind, parts, placement, request.height, request.width)
         self._next_segment_id += 1
         sources = tuple(hand_over(state, kind, placement) for state in states)
-        self._ledger.send(segment, segment_seconds(self._table, segment), now_s)
+        expected_s = segment_seconds(self._table, segment)
+        self._ledger.send(segment, expected_s, now_s)
         for state, part in zip(states, parts, strict=True):
             note_sent(state, kind, placement)
             state.sent = state.sent.after(kind, part.num_steps)
             state.placement = placement
-        return RunSegment(segment, tuple(state.request for state in states), sources)
+        return RunSegment(segment, tuple(state.request for state in states), sources, expected_s)
 
     @staticmethod
     def _part(state: RequestState, assignment: Assignment) -> SegmentPart:

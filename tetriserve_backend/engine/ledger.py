@@ -1,6 +1,8 @@
 """Segments that were sent and not yet reported: in what order, and when each should end."""
 
+import heapq
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -8,6 +10,10 @@ from tetriserve_backend.domain import Segment
 
 Resource: TypeAlias = int | str
 """What a segment occupies: a rank (int) or a request (its id). Both do one segment at a time, in order."""
+
+
+_GRACE_S, _GRACE_SHARE = 0.1, 0.5
+"""A segment is late when it takes this much longer than expected: more than noise, less than a timeout."""
 
 
 @dataclass(slots=True)
@@ -31,6 +37,8 @@ class SegmentLedger:
         self._queues: dict[Resource, deque[int]] = {}
         self._sent: dict[int, InFlight] = {}
         self._changed: set[Resource] = set()
+        self._late_from: list[tuple[float, int]] = []
+        self._late: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -50,6 +58,27 @@ class SegmentLedger:
         queue = self._queues.get(resource)
         return self._sent[queue[-1]].end_s if queue else now_s
 
+    def segments_on(self, resource: Resource) -> tuple[Segment, ...]:
+        """What waits or runs on this rank or for this request, in order."""
+        return tuple(self._sent[segment_id].segment for segment_id in self._queues.get(resource, ()))
+
+    def late_resources(self, now_s: float) -> Set[Resource]:
+        """Ranks and requests with a late segment, or with one that waits behind it: when they end, nobody knows."""
+        while self._late_from and self._late_from[0][0] <= now_s:
+            _, segment_id = heapq.heappop(self._late_from)
+            if segment_id in self._sent:
+                self._late.add(segment_id)
+        if not self._late:
+            return frozenset()
+        held: set[Resource] = set()
+        segments = list(self._late)
+        while segments:
+            for resource in self._sent[segments.pop()].resources:
+                if resource not in held:
+                    held.add(resource)
+                    segments.extend(self._queues[resource])
+        return held
+
     def send(self, segment: Segment, duration_s: float, now_s: float) -> None:
         """Append a segment to the queues of its ranks and requests."""
         resources = _resources(segment)
@@ -62,9 +91,10 @@ class SegmentLedger:
                 at_once = False
                 start_s = max(start_s, self._sent[queue[-1]].end_s)
             queue.append(segment.segment_id)
-        self._sent[segment.segment_id] = InFlight(
-            segment, resources, duration_s, start_s + duration_s, started_s=now_s if at_once else None
-        )
+        sent = InFlight(segment, resources, duration_s, start_s + duration_s, started_s=None)
+        self._sent[segment.segment_id] = sent
+        if at_once:
+            self._begin(sent, now_s)
         self._changed.update(resources)
 
     def take(self, segment_id: int, now_s: float) -> Segment | None:
@@ -72,6 +102,7 @@ class SegmentLedger:
         sent = self._sent.pop(segment_id, None)
         if sent is None:
             return None
+        self._late.discard(segment_id)
         behind: set[int] = set()
         for resource in sent.resources:
             queue = self._queues[resource]
@@ -95,9 +126,15 @@ class SegmentLedger:
             if position:
                 first = False
                 start_s = max(start_s, self._sent[queue[position - 1]].end_s)
-        sent.started_s = now_s if first else None
+        if first:
+            self._begin(sent, now_s)
         sent.end_s = start_s + sent.duration_s
         self._changed.update(sent.resources)
+
+    def _begin(self, sent: InFlight, now_s: float) -> None:
+        sent.started_s = now_s
+        late_from_s = now_s + sent.duration_s * (1.0 + _GRACE_SHARE) + _GRACE_S
+        heapq.heappush(self._late_from, (late_from_s, sent.segment.segment_id))
 
 
 def _resources(segment: Segment) -> tuple[Resource, ...]:

@@ -1,6 +1,7 @@
 """What ran where and when, in the Chrome trace-event format that Perfetto and chrome://tracing open."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -9,6 +10,7 @@ from tetriserve_backend.domain import Request, Segment, SegmentKind
 
 TraceEvent: TypeAlias = dict[str, Any]
 
+_log = logging.getLogger(__name__)
 _TAIL = b"\n]}\n"
 
 
@@ -102,6 +104,7 @@ class TimelineFile:
     """A timeline file that is complete, valid JSON after every write, so that it can be read as it grows.
 
     Each write overwrites the closing brackets with the new events and new closing brackets, in one call.
+    A disk that is full costs the rest of the timeline, not the requests: that is logged once.
 
     Raises:
         OSError: the file cannot be created.
@@ -109,6 +112,7 @@ class TimelineFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         head = b'{"displayTimeUnit": "ms", "traceEvents": ['
         os.pwrite(self._fd, head + _TAIL, 0)
@@ -120,7 +124,12 @@ class TimelineFile:
             return
         lines = (",\n" if not self._first else "\n") + ",\n".join(json.dumps(event) for event in events)
         data = lines.encode()
-        os.pwrite(self._fd, data + _TAIL, self._end)
+        try:
+            os.pwrite(self._fd, data + _TAIL, self._end)
+        except OSError as error:
+            _log.error("%s: the timeline ends here: %s", self._path, error)
+            self.close()
+            return
         self._end, self._first = self._end + len(data), False
 
     def close(self) -> None:

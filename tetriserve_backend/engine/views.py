@@ -1,13 +1,15 @@
 """What the policy sees, kept up to date piece by piece: only what changed since the last look is made anew."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 
 from tetriserve_backend.engine.config import EngineSettings
-from tetriserve_backend.engine.ledger import SegmentLedger
+from tetriserve_backend.engine.ledger import Resource, SegmentLedger
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
 
-_PAST_THE_LEAD_S = 1e-3
+_LOOK_AGAIN_S = 0.05
+"""How soon a policy that waits for a rank or request without a known end may look again."""
 
 
 class ViewKeeper:
@@ -29,6 +31,7 @@ class ViewKeeper:
         self._request_views: dict[str, RequestView] = {}
         self._shown_ranks: tuple[int, ...] = ()
         self._shown: tuple[RankView, ...] = ()
+        self._held = False
 
     def show(self, state: RequestState, now_s: float) -> None:
         """A request has arrived: the last one in order of arrival."""
@@ -49,10 +52,15 @@ class ViewKeeper:
     ) -> SchedulerView:
         """What the policy sees at `now_s`."""
         ranks_changed = self._refresh(states, now_s)
-        if ranks_changed or self._behind or usable_ranks is not self._shown_ranks:
+        late = self._ledger.late_resources(now_s)
+        if ranks_changed or late or self._held or usable_ranks is not self._shown_ranks:
+            self._held = bool(late or self._behind)
             self._shown_ranks = usable_ranks
-            self._shown = tuple(self._rank_view(rank, now_s) for rank in usable_ranks)
-        return SchedulerView(tuple(self._request_views.values()), self._shown, world_size, self._settings.lead_s)
+            self._shown = tuple(self._rank_view(rank, late, now_s) for rank in usable_ranks)
+        requests = tuple(self._request_views.values())
+        if late:
+            requests = tuple(self._hold_late(request, late, now_s) for request in requests)
+        return SchedulerView(requests, self._shown, world_size, self._settings.lead_s)
 
     def _refresh(self, states: Mapping[str, RequestState], now_s: float) -> bool:
         """Bring what the ledger changed up to date; whether there was a rank among it."""
@@ -68,20 +76,28 @@ class ViewKeeper:
     def _refresh_rank(self, rank: int, now_s: float) -> None:
         depth = self._ledger.depth(rank)
         self._rank_views[rank] = RankView(rank, self._ledger.free_at_s(rank, now_s), depth)
-        # A rank far behind the table looks free for ever; past this depth it takes nothing more.
+        # Past this depth a rank takes nothing more, whatever the table says of when it is free.
         if depth >= self._settings.max_queue_depth:
             self._behind.add(rank)
         else:
             self._behind.discard(rank)
 
-    def _rank_view(self, rank: int, now_s: float) -> RankView:
+    def _rank_view(self, rank: int, late: Set[Resource], now_s: float) -> RankView:
         view = self._rank_views.get(rank)
         if view is None:
             view = self._rank_views[rank] = RankView(rank, 0.0, 0)
-        if rank in self._behind:
-            not_before_s = now_s + self._settings.lead_s + _PAST_THE_LEAD_S
-            return RankView(rank, max(view.free_at_s, not_before_s), view.in_flight)
+        if rank in self._behind or rank in late:
+            return RankView(rank, max(view.free_at_s, self._not_before_s(now_s)), view.in_flight)
         return view
+
+    def _hold_late(self, view: RequestView, late: Set[Resource], now_s: float) -> RequestView:
+        """A request whose segment is late gets nothing more: it would drag other ranks into its wait."""
+        if view.request.request_id not in late:
+            return view
+        return replace(view, ready_at_s=max(view.ready_at_s, self._not_before_s(now_s)))
+
+    def _not_before_s(self, now_s: float) -> float:
+        return now_s + self._settings.lead_s + _LOOK_AGAIN_S
 
     def _refresh_request(self, request_id: str, state: RequestState, now_s: float) -> None:
         next_kind = state.sent.next_kind(state.request.num_steps)

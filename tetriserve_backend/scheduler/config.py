@@ -21,8 +21,7 @@ class SchedulerSettings(BaseModel):
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
             for ranks that are about to finish (a decode, a segment slower than its profile).
         late_limit_s: a request that is late by this much goes before all others on one rank, so that nobody
-            starves under lasting overload; None, the default, leaves late requests the leftovers only, as in
-            the paper: they run when capacity frees up.
+            starves under lasting overload; None leaves late requests the leftovers only, as in the paper.
         rssp_degrees: degree by resolution ("1024x1024": 2) for `rssp`; resolutions not named follow the
             rule of `rssp_min_efficiency`.
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
@@ -41,7 +40,7 @@ class SchedulerSettings(BaseModel):
     placement_preservation: bool = True
     elastic_scale_up: bool = True
     boundary_grace: float = Field(default=0.1, ge=0.0, le=1.0)
-    late_limit_s: float | None = Field(default=None, ge=0.0)
+    late_limit_s: float | None = Field(default=120.0, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
     segment_seconds: float = Field(default=0.2, gt=0.0)

@@ -239,3 +239,26 @@ def test_a_plan_that_breaks_the_rules_is_a_bug_and_says_so(core, policy, assignm
     policy.plans.append(Plan(assignments))
     with pytest.raises(PlanError):
         core.handle(ev.RequestArrived(make_request()), 0.0)
+
+
+def test_between_the_loss_of_a_rank_and_its_failed_segments_their_requests_are_not_planned(core, policy):
+    first, second = run(core, policy, make_request(), encode("r0", 1), denoise("r0", (1,), 2))
+    planned = len(policy.views)
+    core.handle(ev.WorkerLost(1, "killed"), 0.1)
+    assert len(policy.views) == planned, "nothing of it is certain yet"
+    core.handle(ev.SegmentFailed(first.segment.segment_id, "lost", retryable=True), 0.1)
+    core.handle(ev.SegmentFailed(second.segment.segment_id, "lost", retryable=True), 0.1)
+    (view,) = policy.views[-1].requests
+    assert view.next_kind is SegmentKind.ENCODE and view.placement is None
+
+
+def test_a_late_segment_holds_its_rank_and_its_request_back(core, policy):
+    run(core, policy, make_request(), encode("r0", 0), denoise("r0", (0, 1), 2))
+    assert core.view(0.05).requests[0].ready_at_s < 0.3
+    late_s = 10.0
+    view = core.view(late_s)
+    assert view.available_ranks(late_s) == (2, 3), "the encode on rank 0 is late, the steps behind it wait"
+    assert not view.is_ready(view.requests[0], late_s)
+    core.handle(ev.SegmentFinished(0, 0.0, late_s), late_s)
+    view = core.view(late_s)
+    assert view.is_ready(view.requests[0], late_s + 0.2) and 0 in view.available_ranks(late_s + 0.2)

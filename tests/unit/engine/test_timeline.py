@@ -37,3 +37,19 @@ def test_a_segment_is_one_event_per_rank_with_shared_times():
 def test_arrival_carries_the_deadline_relative_to_the_origin():
     event = arrive_event(make_request(arrival_s=101.0, slo_s=2.0), origin_s=100.0)
     assert event["ts"] == 1_000_000 and event["args"]["deadline_us"] == 3_000_000
+
+
+def test_a_full_disk_ends_the_timeline_and_nothing_else(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "t.json"
+    timeline = TimelineFile(path)
+    timeline.write([outcome_event("finish", "r1", 1.0)])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    timeline.write([outcome_event("finish", "r2", 2.0)])
+    timeline.write([outcome_event("finish", "r3", 3.0)])
+    timeline.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert len(json.loads(path.read_text())["traceEvents"]) == 1
