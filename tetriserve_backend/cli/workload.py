@@ -21,6 +21,9 @@ PROMPTS = (
     "two herons and a thunderstorm",
 )
 
+_FEWEST_SHAPES = 3
+"""With an oblong between them they make four sizes."""
+
 # What an image costs beside its segments: checking, image encoding and the way back, roughly.
 _TRANSPORT_S = 0.15
 
@@ -93,9 +96,12 @@ def plan_workload(table: LatencyTable, world_size: int, shape: LoadShape) -> tup
 
 
 def fit_into_span(table: LatencyTable, world_size: int, shape: LoadShape) -> tuple[tuple[Size, ...], int]:
-    """The largest sizes, and the most steps of each, with which the load takes about the time that it should."""
+    """The largest sizes, and the most steps of each, with which the load takes about the time that it should.
+
+    On slow ranks the steps go down before variety does: four sizes stay as long as the table has three.
+    """
     shapes = table.resolutions
-    for count in range(len(shapes), 0, -1):
+    for count in range(len(shapes), min(len(shapes), _FEWEST_SHAPES) - 1, -1):
         sizes = choose_sizes(shapes[:count])
         num_steps = _steps_within_span(table, world_size, shape, sizes)
         if num_steps >= _ENOUGH_STEPS or shape.num_steps is not None:

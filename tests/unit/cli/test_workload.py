@@ -118,3 +118,12 @@ def test_steps_that_are_asked_for_are_taken() -> None:
     sizes, num_steps = fit_into_span(TABLE, 2, LoadShape(num_steps=50, span_s=0.001))
     assert num_steps == 50
     assert max(size.height for size in sizes) == 512
+
+
+@pytest.mark.parametrize("slowness", [1.0, 3.0, 20.0])
+def test_there_are_four_sizes_however_slow_the_ranks_are(slowness: float) -> None:
+    document = make_table((256, 256), (512, 512), (768, 768), (1024, 1024)).to_dict()
+    for entry in document["step"]:
+        entry["seconds"] *= slowness
+    planned = plan_workload(LatencyTable.from_dict(document, origin="test"), 2, LoadShape())
+    assert len({item.size for item in planned}) == 4

@@ -20,7 +20,7 @@ class BareDiffusers:
 
     def __init__(self, model: Path, max_sequence_length: int) -> None:
         command = [sys.executable, "-m", __name__, str(model), str(max_sequence_length)]
-        quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+        quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command, env=os.environ | quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -65,16 +65,17 @@ def _serve_lines(model: Path, max_sequence_length: int) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         start_s = time.monotonic()
-        image = pipe(
-            prompt=request["prompt"],
-            height=request["height"],
-            width=request["width"],
-            num_inference_steps=request["num_inference_steps"],
-            guidance_scale=3.5,
-            max_sequence_length=max_sequence_length,
-            generator=torch.Generator("cpu").manual_seed(request["seed"]),
-            output_type="np",
-        ).images[0]
+        with torch.inference_mode():
+            image = pipe(
+                prompt=request["prompt"],
+                height=request["height"],
+                width=request["width"],
+                num_inference_steps=request["num_inference_steps"],
+                guidance_scale=3.5,
+                max_sequence_length=max_sequence_length,
+                generator=torch.Generator("cpu").manual_seed(request["seed"]),
+                output_type="np",
+            ).images[0]
         pixels = (image * 255).round().astype("uint8")
         encode_image(pixels, ImageFormat.PNG)
         print(json.dumps({"seconds": time.monotonic() - start_s}), flush=True)

@@ -27,7 +27,7 @@ def bench_overhead(
     *,
     side: Annotated[int, typer.Option(help="Height and width of the images, pixels.")] = 1024,
     steps: Annotated[int, typer.Option(min=6, help="Denoising steps of each image.")] = 12,
-    pairs: Annotated[int, typer.Option(min=1, help="Images per side; the two sides take turns.")] = 5,
+    pairs: Annotated[int, typer.Option(min=1, help="Images per side; the two sides take turns.")] = 6,
     decisions: Annotated[int, typer.Option(min=100, help="Scheduler decisions to time.")] = 2000,
 ) -> None:
     """Measure what serving costs: both sides of each comparison in one run, as ratios."""
@@ -53,12 +53,19 @@ def _serve_and_compare(
             with BareDiffusers(Path(facts["model_directory"]), int(facts["text_tokens"])) as pipe:
                 for number in range(pairs + 1):
                     console.print(f"pair {number} of {pairs}" + (" (warm-up, not counted)" if number == 0 else ""))
-                    result = client.generate(_PROMPT, size=f"{side}x{side}", steps=steps, slo_s=600.0, seed=number)
-                    request = {"height": side, "width": side, "num_inference_steps": steps}
-                    seconds = pipe.seconds({**request, "prompt": _PROMPT, "seed": number})
+                    took = {}
+                    # Who goes first changes from pair to pair, so that a drift of the machine favours neither.
+                    for name in ("served", "bare") if number % 2 else ("bare", "served"):
+                        if name == "served":
+                            size = f"{side}x{side}"
+                            result = client.generate(_PROMPT, size=size, steps=steps, slo_s=600.0, seed=number)
+                            took[name] = result.latency_s
+                        else:
+                            request = {"height": side, "width": side, "num_inference_steps": steps}
+                            took[name] = pipe.seconds({**request, "prompt": _PROMPT, "seed": number})
                     if number:
-                        served.append(result.latency_s)
-                        bare.append(seconds)
+                        served.append(took["served"])
+                        bare.append(took["bare"])
         return served, bare, segment_gaps(json.loads(timeline.read_text(encoding="utf-8"))["traceEvents"])
 
 
