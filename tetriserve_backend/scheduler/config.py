@@ -20,8 +20,9 @@ class SchedulerSettings(BaseModel):
             off, they idle until the next round (§4.2.3).
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
             for ranks that are about to finish (a decode, a segment slower than its profile).
-        late_limit_s: a request that is late by this much goes before all others on one rank, so that nobody
-            starves under lasting overload; None leaves late requests the leftovers only, as in the paper.
+        late_limit_s: a request that is late by this much goes before all others, on one rank (`tetriserve`) or as
+            soon as its group can be had (`rssp`), so that nobody starves under lasting overload; None leaves
+            late requests the leftovers only, as in the paper.
         rssp_degrees: degree by resolution ("1024x1024": 2) for `rssp`; resolutions not named follow the
             rule of `rssp_min_efficiency`.
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.

@@ -22,8 +22,10 @@ class ExclusiveGroupPolicy:
         costs: what shapes cost.
         group_size: the group that a request wants, in ranks (a power of two).
         max_segment_steps: steps sent at a time.
-        backfill: whether a later request may start while an earlier one waits for its group. It may only
-            where that does not hold up the first one that waits (EASY backfilling), so nobody starves.
+        backfill: whether a later request may start while an earlier one waits for its group.
+        patience_s: with backfill, a request that is late by more than this gets its group reserved, so that
+            nobody starves: later ones may start only where that does not hold it up (EASY backfilling).
+            None never reserves.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class ExclusiveGroupPolicy:
         *,
         max_segment_steps: int,
         backfill: bool,
+        patience_s: float | None = 0.0,
     ) -> None:
         self._name, self._costs, self._group_size = name, costs, group_size
-        self._max_segment_steps, self._backfill = max_segment_steps, backfill
+        self._max_segment_steps, self._backfill, self._patience_s = max_segment_steps, backfill, patience_s
         self._group_of: dict[str, Ranks] = {}
 
     @property
@@ -99,10 +102,13 @@ class ExclusiveGroupPolicy:
             else:
                 if not self._backfill:
                     break
-                if groups and not reserved:
+                if groups and not reserved and self._has_waited_enough(request.request, now_s):
                     reserved = min(groups, key=lambda group: max(free_at_s[rank] for rank in group))
                     reserved_from_s = max(free_at_s[rank] for rank in reserved)
         return admitted
+
+    def _has_waited_enough(self, request: Request, now_s: float) -> bool:
+        return self._patience_s is not None and now_s >= request.deadline_s + self._patience_s
 
     def _groups_for(self, request: RequestView, view: SchedulerView) -> list[Ranks]:
         usable = [rank.rank for rank in view.ranks]

@@ -27,7 +27,14 @@ def make_rssp(settings: SchedulerSettings, costs: CostModel) -> ExclusiveGroupPo
         degree = chosen.get((request.height, request.width))
         return degree or widest_efficient_degree(costs.of(request), settings.rssp_min_efficiency)
 
-    return ExclusiveGroupPolicy("rssp", costs, group_size, max_segment_steps=settings.max_segment_steps, backfill=True)
+    return ExclusiveGroupPolicy(
+        "rssp",
+        costs,
+        group_size,
+        max_segment_steps=settings.max_segment_steps,
+        backfill=True,
+        patience_s=settings.late_limit_s,
+    )
 
 
 def widest_efficient_degree(costs: ShapeCosts, min_efficiency: float) -> int:

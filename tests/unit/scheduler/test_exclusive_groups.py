@@ -101,10 +101,11 @@ def test_rssp_backfills_what_ends_before_the_waiting_request_can_start(h100):
     assert set(denoise_of(policy_of("rssp", h100).plan(view, 0.0))) == {"small"}
 
 
-def test_rssp_backfill_never_delays_the_waiting_request(h100):
-    requests = [waiting(make_request("wide", 2048)), waiting(make_request("small", 256))]
-    view = busy(idle_view(requests, range(8), 8, 0.0), {7}, 0.5)
-    assert denoise_of(policy_of("rssp", h100).plan(view, 0.0)) == {}
+def test_rssp_backfill_holds_back_only_for_a_request_that_is_very_late(h100):
+    requests = [waiting(make_request("wide", 2048, slo_s=5.0)), waiting(make_request("small", 256))]
+    for now_s, started in ((14.9, {"small"}), (15.1, set())):
+        view = busy(idle_view(requests, range(8), 8, now_s), {7}, now_s + 0.5)
+        assert set(denoise_of(policy_of("rssp", h100, late_limit_s=10.0).plan(view, now_s))) == started
 
 
 def test_rssp_waits_for_the_owner_of_a_group_not_only_for_its_current_piece(h100):
@@ -119,9 +120,9 @@ def test_rssp_waits_for_the_owner_of_a_group_not_only_for_its_current_piece(h100
 
 def test_wide_request_is_served_under_a_constant_stream_of_small_ones(h100):
     small = [make_request(f"s{i}", 256, arrival_s=0.15 * i) for i in range(200)]
-    requests = sorted([*small, make_request("wide", 2048, arrival_s=5.0)], key=lambda r: r.arrival_s)
-    run = serve(requests, h100, 8, SchedulerSettings(policy="rssp"))
-    assert run.outcomes["wide"].end_s < 5.0 + 1.1 + 4.0, "the small ones that run, then its own time"
+    requests = sorted([*small, make_request("wide", 2048, arrival_s=5.0, slo_s=5.0)], key=lambda r: r.arrival_s)
+    run = serve(requests, h100, 8, SchedulerSettings(policy="rssp", late_limit_s=4.0))
+    assert run.outcomes["wide"].end_s < 5.0 + 9.0 + 1.1 + 4.0, "its patience, the small ones that run, its own time"
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, (0, 1)), ({"rssp_degrees": {"1024x1024": 4}}, (0, 1, 2, 3))])
