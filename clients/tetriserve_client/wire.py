@@ -22,7 +22,7 @@ FieldValue: TypeAlias = str | int | float | bool
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 _FINAL_RESPONSE = "triton_final_response"
 _FLOAT_FIELDS = frozenset({"guidance_scale", "latency_threshold"})
-_INT64_FIELDS = frozenset({"seed"})
+_INT64 = np.iinfo(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,10 @@ def _tensor(name: str, value: FieldValue) -> Any:
     elif name in _FLOAT_FIELDS:
         datatype, array = "FP32", np.array([value], dtype=np.float32)
     else:
-        datatype = "INT64" if name in _INT64_FIELDS else "INT32"
-        limits = np.iinfo(datatype.lower())
         # numpy 1 would wrap it around without a word.
-        if not limits.min <= value <= limits.max:
-            raise InvalidRequestError(f"{name}: got {value}; allowed: what fits {datatype}")
-        array = np.array([value], dtype=limits.dtype)
+        if not _INT64.min <= value <= _INT64.max:
+            raise InvalidRequestError(f"{name}: got {value}; allowed: what fits INT64")
+        datatype, array = "INT64", np.array([value], dtype=np.int64)
     tensor = InferInput(name, [1], datatype)
     tensor.set_data_from_numpy(array)
     return tensor

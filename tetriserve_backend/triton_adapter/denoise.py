@@ -17,6 +17,7 @@ from tetriserve_backend.triton_adapter.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.denoise_server import Call, DenoiseServer
 from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE
 from tetriserve_backend.triton_adapter.model_io import (
+    begin_each,
     input_tensors,
     int_tensor,
     log_to_triton,
@@ -58,6 +59,7 @@ class TritonPythonModel:
             self._responder,
             control_token=os.environ.get(CONTROL_TOKEN_VARIABLE, ""),
             drain_timeout_s=settings.engine.drain_timeout_s,
+            limits=settings.request,
         )
         self._is_stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_clients, name="watch-clients", daemon=True)
@@ -65,19 +67,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the engine; the answers go through response senders."""
-        for request in requests:
-            sender = SafeSender(pb_utils, request.get_response_sender())
-            try:
-                tensors = input_tensors(request)
-                call = Call(
-                    op=text_input(tensors, "op", "generate"),
-                    request=text_input(tensors, "request"),
-                    target=text_input(tensors, "target"),
-                    sender=sender,
-                )
-                self._thread.post(partial(self._server.perform, call))
-            except Exception as error:
-                sender.send_error(error)
+        begin_each(requests, self._begin)
 
     def finalize(self) -> None:
         """Stop the engine and the ranks; whoever still waits gets an error."""
@@ -85,6 +75,16 @@ class TritonPythonModel:
         self._watcher.join()
         self._thread.stop()
         self._responder.shutdown()
+
+    def _begin(self, request: Any, sender: SafeSender) -> None:
+        tensors = input_tensors(request)
+        call = Call(
+            op=text_input(tensors, "op", "generate"),
+            request=text_input(tensors, "request"),
+            target=text_input(tensors, "target"),
+            sender=sender,
+        )
+        self._thread.post(partial(self._server.perform, call))
 
     def _watch_clients(self) -> None:
         while not self._is_stopping.wait(_GONE_CLIENT_POLL_S):

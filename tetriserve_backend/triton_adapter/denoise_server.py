@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import numpy.typing as npt
 from tetriserve_backend.domain import InvalidRequestError, LatencyTableError, Request, TetriserveError
 from tetriserve_backend.engine.async_engine import Answer
 from tetriserve_backend.triton_adapter.final_metadata import final_metadata
-from tetriserve_backend.triton_adapter.request_spec import RequestSpec, load_spec
+from tetriserve_backend.triton_adapter.request_checks import load_spec
+from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.serving import Serving
+from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
 _log = logging.getLogger(__name__)
 _NO_PIXELS = np.zeros((0, 0, 3), dtype=np.uint8)
@@ -43,6 +46,7 @@ class DenoiseServer:
         responder: one thread that sends the responses: in order, and off the loop, because sending blocks.
         control_token: what `target` must be for `drain`; empty forbids it.
         drain_timeout_s: how long `drain` lets running requests finish.
+        limits: what a request may ask for.
     """
 
     def __init__(
@@ -50,11 +54,13 @@ class DenoiseServer:
         serving: Serving,
         make_response: Callable[[npt.NDArray[np.uint8], int, str], Any],
         responder: Executor,
+        *,
         control_token: str,
         drain_timeout_s: float,
+        limits: RequestDefaults,
     ) -> None:
         self._serving, self._make_response, self._responder = serving, make_response, responder
-        self._control_token, self._drain_timeout_s = control_token, drain_timeout_s
+        self._control_token, self._drain_timeout_s, self._limits = control_token, drain_timeout_s, limits
         self._senders: dict[str, SafeSender] = {}
         self._draining: asyncio.Task[None] | None = None
 
@@ -86,7 +92,7 @@ class DenoiseServer:
         self._serving.engine.cancel(request_id)
 
     def _generate(self, call: Call) -> None:
-        spec = load_spec(call.request)
+        spec = load_spec(call.request, self._limits, time.monotonic())
         try:
             self._serving.check_resolution(spec.height, spec.width)
         except LatencyTableError as error:

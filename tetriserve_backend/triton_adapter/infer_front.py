@@ -12,9 +12,11 @@ from tetriserve_backend.domain import RequestFailedError, UnavailableError
 from tetriserve_backend.triton_adapter.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.errors import to_triton_error
 from tetriserve_backend.triton_adapter.model_io import (
+    begin_each,
     int_tensor,
     log_to_triton,
     read_settings,
+    request_id_of,
     request_parameters,
     text_tensor,
 )
@@ -49,12 +51,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to a thread; the answers go through response senders."""
-        for request in requests:
-            sender = SafeSender(pb_utils, request.get_response_sender())
-            try:
-                self._begin(request, sender)
-            except Exception as error:
-                sender.send_error(error)
+        begin_each(requests, self._begin)
 
     def finalize(self) -> None:
         """Wait for the requests that are still here."""
@@ -71,7 +68,7 @@ class TritonPythonModel:
                 )
             )
             return
-        request_id = request.request_id() or uuid.uuid4().hex
+        request_id = request_id_of(request)
         call = pb_utils.InferenceRequest(
             model_name=_ENSEMBLE,
             requested_output_names=_OUTPUTS,

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from tetriserve_backend.domain import InvalidRequestError
 from tetriserve_backend.triton_adapter.request_fields import decode_text
+from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import from_parameters
 from tetriserve_backend.triton_adapter.stub import pb_utils
@@ -23,6 +25,29 @@ def read_settings(args: Mapping[str, str]) -> ServerSettings:
     """
     parameters = json.loads(args["model_config"]).get("parameters", {})
     return from_parameters({name: value["string_value"] for name, value in parameters.items()})
+
+
+def begin_each(requests: Iterable[Any], begin: Callable[[Any, SafeSender], None]) -> None:
+    """Begin each request, whose answers go through its sender; one that cannot begin is answered the error."""
+    for request in requests:
+        sender = SafeSender(pb_utils, request.get_response_sender())
+        try:
+            begin(request, sender)
+        except Exception as error:
+            sender.send_error(error)
+
+
+def request_id_of(request: Any) -> str:
+    """The id that the client gave the request, or a new one.
+
+    Raises:
+        InvalidRequestError: it is not UTF-8.
+    """
+    try:
+        return str(request.request_id()) or uuid.uuid4().hex
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start})"
+        raise InvalidRequestError("request id", problem, "text in UTF-8") from error
 
 
 def input_tensors(request: Any) -> dict[str, npt.NDArray[Any]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tetriserve_backend.triton_adapter.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.image_encoding import encode_image
-from tetriserve_backend.triton_adapter.model_io import input_tensors, int_tensor, text_input, text_tensor
+from tetriserve_backend.triton_adapter.model_io import begin_each, input_tensors, int_tensor, text_input, text_tensor
 from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, load_rendering
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.stub import pb_utils
@@ -35,20 +35,18 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Answer through response senders: this model must never block on an image."""
-        for request in requests:
-            sender = SafeSender(pb_utils, request.get_response_sender())
-            try:
-                tensors = input_tensors(request)
-                if tensors["pixels"].size == 0:
-                    sender.send_last(_response(b"", tensors, text_input(tensors, "metadata")))
-                else:
-                    self._workers.submit(_encode_and_answer, sender, tensors)
-            except Exception as error:
-                sender.send_error(error)
+        begin_each(requests, self._begin)
 
     def finalize(self) -> None:
         """Finish what is being encoded."""
         self._workers.shutdown()
+
+    def _begin(self, request: Any, sender: SafeSender) -> None:
+        tensors = input_tensors(request)
+        if tensors["pixels"].size == 0:
+            sender.send_last(_response(b"", tensors, text_input(tensors, "metadata")))
+        else:
+            self._workers.submit(_encode_and_answer, sender, tensors)
 
 
 def _encode_and_answer(sender: SafeSender, tensors: dict[str, npt.NDArray[Any]]) -> None:

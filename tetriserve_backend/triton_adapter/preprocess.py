@@ -2,13 +2,18 @@
 
 import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from tetriserve_backend.triton_adapter.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.errors import error_response
-from tetriserve_backend.triton_adapter.model_io import input_tensors, read_settings, request_parameters, text_tensor
+from tetriserve_backend.triton_adapter.model_io import (
+    input_tensors,
+    read_settings,
+    request_id_of,
+    request_parameters,
+    text_tensor,
+)
 from tetriserve_backend.triton_adapter.request_fields import PROBE_PARAMETER, build_spec, check_parameters
 from tetriserve_backend.triton_adapter.request_spec import dump_spec
 from tetriserve_backend.triton_adapter.stub import pb_utils
@@ -38,7 +43,7 @@ class TritonPythonModel:
             spec = build_spec(
                 input_tensors(request),
                 self._defaults,
-                request_id=request.request_id() or uuid.uuid4().hex,
+                request_id=request_id_of(request),
                 arrival_s=arrival_s,
                 draw_seed=lambda: secrets.randbits(_DRAWN_SEED_BITS),
             )

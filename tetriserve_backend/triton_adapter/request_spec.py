@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from tetriserve_backend.domain import InvalidRequestError, Request
+from tetriserve_backend.domain import Request
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
 
 RENDERING_KEY = "_rendering"
@@ -25,7 +25,7 @@ class Rendering:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """A validated request with every default filled in."""
+    """A valid request with every default filled in; `request_checks` makes them."""
 
     request_id: str
     prompt: str
@@ -66,20 +66,6 @@ class RequestSpec:
 def dump_spec(spec: RequestSpec) -> str:
     """`spec` as JSON."""
     return json.dumps(asdict(spec))
-
-
-def load_spec(text: str) -> RequestSpec:
-    """A spec from JSON.
-
-    Raises:
-        InvalidRequestError: not the JSON of a spec (only a client that calls `denoise` itself can cause it).
-    """
-    try:
-        raw = json.loads(text)
-        return RequestSpec(**{**raw, "output_format": ImageFormat(raw["output_format"])})
-    except (ValueError, TypeError, KeyError) as error:
-        problem = f"not a request specification ({error})"
-        raise InvalidRequestError("request", problem, "what preprocess makes") from error
 
 
 def dump_rendering(rendering: Rendering) -> dict[str, object]:

@@ -1,12 +1,17 @@
 """Every setting of the server: one frozen model per layer, composed here."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
+
+GUIDANCE_MAX: Final = 100.0
+LATENCY_MAX_S: Final = 86400.0
 
 
 class RequestDefaults(BaseModel):
@@ -15,8 +20,8 @@ class RequestDefaults(BaseModel):
     Attributes:
         height, width: pixels, multiples of 16.
         num_inference_steps: denoising steps, 1 … `max_num_inference_steps`.
-        guidance_scale: 0 … 100.
-        latency_threshold: SLO in seconds.
+        guidance_scale: 0 … `GUIDANCE_MAX`.
+        latency_threshold: SLO in seconds, more than 0 and at most `LATENCY_MAX_S`.
         output_format: `png`, `jpeg` or `webp`.
         max_num_inference_steps: the most steps that one request may ask for.
         max_prompt_chars: the longest prompt, in characters.
@@ -29,12 +34,21 @@ class RequestDefaults(BaseModel):
     height: int = Field(default=512, gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)
     width: int = Field(default=512, gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)
     num_inference_steps: int = Field(default=20, ge=1)
-    guidance_scale: float = Field(default=3.5, ge=0.0, le=100.0)
-    latency_threshold: float = Field(default=30.0, gt=0.0, allow_inf_nan=False)
+    guidance_scale: float = Field(default=3.5, ge=0.0, le=GUIDANCE_MAX)
+    latency_threshold: float = Field(default=30.0, gt=0.0, le=LATENCY_MAX_S)
     output_format: ImageFormat = ImageFormat.PNG
     max_num_inference_steps: int = Field(default=200, ge=1)
     max_prompt_chars: int = Field(default=8192, ge=1)
     ignored_parameters: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _default_within_limit(self) -> "RequestDefaults":
+        if self.num_inference_steps > self.max_num_inference_steps:
+            raise ValueError(
+                f"num_inference_steps = {self.num_inference_steps} is more than "
+                f"max_num_inference_steps = {self.max_num_inference_steps}"
+            )
+        return self
 
 
 class FrontSettings(BaseModel):
@@ -61,6 +75,8 @@ class SupervisorSettings(BaseModel):
         probe_failures: failed probes in a row after which the server is started anew.
         max_restarts: restarts within `restart_window_s` after which the supervisor gives up.
         restart_window_s: see `max_restarts`.
+        no_rank_timeout_s: how long no rank at all may be usable before probes count as failed. A lost rank
+            loads its model anew, so this must be longer than that takes.
         exit_timeout_s: how long tritonserver may take to end, once drained, before it is killed.
     """
 
@@ -72,6 +88,7 @@ class SupervisorSettings(BaseModel):
     probe_failures: int = Field(default=2, ge=1)
     max_restarts: int = Field(default=5, ge=0)
     restart_window_s: float = Field(default=600.0, gt=0.0)
+    no_rank_timeout_s: float = Field(default=120.0, gt=0.0)
     exit_timeout_s: float = Field(default=15.0, gt=0.0)
 
 

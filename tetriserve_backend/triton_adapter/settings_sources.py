@@ -121,7 +121,8 @@ def _explain(item: Any) -> str:
     location = tuple(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{'.'.join(location)}: unknown setting; allowed: {', '.join(_allowed_keys(location[:-1]))}"
-    return f"{'.'.join(location)}: {item['msg']}, got {item['input']!r}"
+    got = "" if isinstance(item["input"], Mapping) else f", got {item['input']!r}"
+    return f"{'.'.join(location)}: {item['msg']}{got}"
 
 
 def _allowed_keys(path: tuple[str, ...]) -> list[str]:

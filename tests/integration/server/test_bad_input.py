@@ -104,7 +104,7 @@ def test_prompt_that_is_not_utf8_is_refused_over_grpc(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "datatype"),
-    [("height", 64, "INT64"), ("height", 64.0, "FP32"), ("latency_threshold", "soon", "BYTES"), ("prompt", 5, "INT32")],
+    [("height", 64, "INT32"), ("height", 64.0, "FP32"), ("latency_threshold", "soon", "BYTES"), ("prompt", 5, "INT32")],
 )
 def test_wrong_type_is_refused(server: Server, name: str, value: Any, datatype: str) -> None:
     tensors = [tensor(key, good) for key, good in GOOD.items() if key != name] + [tensor(name, value, datatype)]

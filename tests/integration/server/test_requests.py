@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import math
+import time
 from typing import Any
 
 import numpy as np
@@ -105,7 +107,7 @@ def test_status_tells_what_is_served(server: Server) -> None:
     [
         ({"op": "explode"}, "op: got 'explode'; allowed: generate, cancel, status, drain"),
         ({"op": "drain", "target": "guess"}, "target: not the control token"),
-        ({"op": "generate", "request": "{}"}, "request: not a request specification"),
+        ({"op": "generate", "request": "{}"}, "request_id: missing"),
         # Every input of denoise is optional: nothing at all is an empty `generate`.
         ({}, "request: not a request specification"),
     ],
@@ -114,6 +116,40 @@ def test_wrong_call_of_denoise_is_refused(server: Server, body: dict[str, Any], 
     answer = generate(server.http_url, body, "denoise")
     assert answer.status == 400
     assert expected in answer.error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request id", ["a"]),
+        ("prompt", 5),
+        ("height", "512"),
+        ("height", 512.0),
+        ("num_inference_steps", -3),
+        ("num_inference_steps", 2.5),
+        ("num_inference_steps", 201),
+        ("seed", 2**70),
+        ("latency_threshold", -5),
+        ("latency_threshold", math.nan),
+        ("arrival_s", 1e300),
+    ],
+)
+def test_crafted_request_to_denoise_is_refused_by_field_and_harms_nobody(
+    server: Server, field: str, value: object
+) -> None:
+    neighbour = Background(generate, server.http_url, {**FIELDS, "num_inference_steps": 8})
+    spec = {
+        "request_id": "crafted", "prompt": "p", "negative_prompt": "", "height": 128, "width": 128,
+        "num_inference_steps": 4, "guidance_scale": 3.5, "seed": 1, "latency_threshold": 5.0,
+        "stream_progress": False, "arrival_s": time.monotonic(), "output_format": "png", "is_base64": True,
+    }  # fmt: skip
+    body = {"op": "generate", "request": json.dumps({**spec, field.replace(" ", "_"): value})}
+    answer = generate(server.http_url, body, "denoise")
+    assert answer.status == 400
+    assert answer.error.startswith(f"INVALID_ARGUMENT: {field}: ")
+    assert neighbour.result().status == 200
+    told = generate(server.http_url, {"op": "status"}, "denoise").metadata
+    assert (told["state"], told["ranks"]) == ("serving", [0, 1])
 
 
 def test_timeline_can_be_read_while_the_server_runs(server: Server) -> None:

@@ -13,9 +13,9 @@ from tritonclient import grpc as triton
 
 TIMEOUT_S = 60.0
 TYPES = {
-    "height": "INT32",
-    "width": "INT32",
-    "num_inference_steps": "INT32",
+    "height": "INT64",
+    "width": "INT64",
+    "num_inference_steps": "INT64",
     "guidance_scale": "FP32",
     "seed": "INT64",
     "latency_threshold": "FP32",

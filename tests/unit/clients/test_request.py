@@ -46,7 +46,7 @@ def test_tensors_have_the_declared_types() -> None:
     made = tensors({"prompt": "ü", "height": 16, "seed": 2**40, "latency_threshold": 2, "base64": False})
     assert [(t.name(), t.datatype(), t.shape()) for t in made] == [
         ("prompt", "BYTES", [1]),
-        ("height", "INT32", [1]),
+        ("height", "INT64", [1]),
         ("seed", "INT64", [1]),
         ("latency_threshold", "FP32", [1]),
         ("base64", "BOOL", [1]),
@@ -56,4 +56,4 @@ def test_tensors_have_the_declared_types() -> None:
 
 def test_number_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="height"):
-        tensors({"height": 2**31})
+        tensors({"height": 2**63})

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.unit.triton_adapter.fakes import FakeEngine, FakeSender, pb_utils
 from tetriserve_backend.domain import LatencyTableError
@@ -15,6 +16,7 @@ from tetriserve_backend.triton_adapter.image_format import ImageFormat
 from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, RequestSpec, dump_spec
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.serving import Serving
+from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
 
 class Inline:
@@ -31,6 +33,15 @@ def check_resolution(height: int, width: int) -> None:
         raise LatencyTableError(f"latency table t: {height}x{width} is large; expected up to 512x512")
 
 
+def make_spec(request_id: str = "r1", height: int = 64) -> str:
+    spec = RequestSpec(
+        request_id=request_id, prompt="p", negative_prompt="", height=height, width=32, num_inference_steps=4,
+        guidance_scale=1.0, seed=5, latency_threshold=3.0, stream_progress=True, arrival_s=1.0,
+        output_format=ImageFormat.PNG, is_base64=True,
+    )  # fmt: skip
+    return dump_spec(spec)
+
+
 class Bench:
     """A server on a fake engine."""
 
@@ -38,7 +49,12 @@ class Bench:
         self.engine = FakeEngine()
         serving = Serving(self.engine, check_resolution, {"world_size": 2})
         self.server = DenoiseServer(
-            serving, lambda pixels, step, text: (pixels.shape, step, json.loads(text)), Inline(), token, 7.0
+            serving,
+            lambda pixels, step, text: (pixels.shape, step, json.loads(text)),
+            Inline(),
+            control_token=token,
+            drain_timeout_s=7.0,
+            limits=RequestDefaults(max_num_inference_steps=20),
         )
 
     def call(self, op: str, request: str = "", target: str = "") -> FakeSender:
@@ -47,12 +63,7 @@ class Bench:
         return sender
 
     def generate(self, request_id: str = "r1", height: int = 64) -> FakeSender:
-        spec = RequestSpec(
-            request_id=request_id, prompt="p", negative_prompt="", height=height, width=32, num_inference_steps=4,
-            guidance_scale=1.0, seed=5, latency_threshold=3.0, stream_progress=True, arrival_s=100.0,
-            output_format=ImageFormat.PNG, is_base64=True,
-        )  # fmt: skip
-        return self.call("generate", dump_spec(spec))
+        return self.call("generate", make_spec(request_id, height))
 
 
 def test_image_comes_after_the_progress_with_times_from_the_arrival() -> None:
@@ -65,7 +76,7 @@ def test_image_comes_after_the_progress_with_times_from_the_arrival() -> None:
     shape, step, told = image
     assert (shape, step, told["queue_s"], told["seed"]) == ((64, 32, 3), 4, 0.5, 5)
     assert told["segments"][0]["sp_degree"] == 2
-    assert told[RENDERING_KEY] == {"output_format": "png", "is_base64": True, "arrival_s": 100.0, "deadline_s": 103.0}
+    assert told[RENDERING_KEY] == {"output_format": "png", "is_base64": True, "arrival_s": 1.0, "deadline_s": 4.0}
     assert sender.is_final
 
 
@@ -73,6 +84,17 @@ def test_shape_outside_the_table_is_the_clients_error() -> None:
     assert Bench().generate(height=1024).errors == [
         "INVALID_ARGUMENT: height, width: got 1024x32; allowed: up to 512x512"
     ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_inference_steps", -3), ("num_inference_steps", 2.5), ("num_inference_steps", 21),
+                         ("height", "512"), ("latency_threshold", -5), ("prompt", 5)],
+)  # fmt: skip
+def test_crafted_request_is_refused_by_field_and_never_reaches_the_engine(field: str, value: object) -> None:
+    bench = Bench()
+    sender = bench.call("generate", json.dumps({**json.loads(make_spec()), field: value}))
+    assert sender.errors[0].startswith(f"INVALID_ARGUMENT: {field}: got ")
+    assert bench.engine.waiting == {}
 
 
 def test_cancelled_request_gets_an_error_and_the_canceller_the_truth() -> None:

@@ -45,6 +45,8 @@ def test_values_of_assignments_are_yaml() -> None:
         ("quick_resolutions=[100x100]", ("quick_resolutions", "multiples of 16")),
         ("quick_resolutions=[big]", ("quick_resolutions", "HEIGHTxWIDTH")),
         ("engine=7", ("engine", "7")),
+        ("request.num_inference_steps=500", ("request", "500", "max_num_inference_steps = 200")),
+        ("request.latency_threshold=1e6", ("request.latency_threshold", "86400")),
     ],
 )
 def test_wrong_setting_is_named_with_what_is_allowed(assignment: str, expected: tuple[str, ...]) -> None:
