@@ -28,7 +28,7 @@ def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: in
         # Brings a compiler with it, which no other policy should have to load.
         from tetriserve_backend.scheduler.tetris.policy import TetrisPolicy  # noqa: PLC0415
 
-        return TetrisPolicy(settings, costs)
+        return TetrisPolicy(settings, costs, world_size)
     if settings.policy == "rssp":
         return make_rssp(settings, costs)
     pieces = settings.max_segment_steps

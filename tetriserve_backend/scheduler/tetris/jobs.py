@@ -60,15 +60,20 @@ class JobList:
         for index in [i for i in waiting if planner.saved[i]] + late:
             if not self._idle:
                 return
-            costs = self._costs(index)
-            degrees = [cost.sp_degree for cost in costs.efficient] if planner.saved[index] else []
-            degrees = sorted(degrees, reverse=True) or [costs.fastest.sp_degree]
-            for degree in degrees:
+            for degree in self._early_degrees(index):
                 steps = self._steps_that_fit(index, degree) if degree <= self._idle else 0
                 if steps:
                     self._jobs[index] = Job(index, degree, steps)
                     self._spend(index, degree, degree, steps)
                     break
+
+    def _early_degrees(self, index: int) -> list[int]:
+        """Widest first; for a late request only the fastest that the usable ranks, busy or not, allow."""
+        usable = self._situation.idle + len(self._situation.returns_s)
+        degrees = [cost.sp_degree for cost in self._costs(index).efficient if cost.sp_degree <= usable]
+        if not self._planner.saved[index]:
+            return degrees[-1:] or [1]
+        return sorted(degrees, reverse=True)
 
     def _widen(self) -> None:
         """Ranks that are idle even so shorten what was saved: most seconds per rank first."""

@@ -1,44 +1,117 @@
-"""Which aligned group each job gets."""
+"""Which aligned group each job gets, and the segments that come of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from tetriserve_backend.domain import Placement
-from tetriserve_backend.scheduler.groups import Ranks, aligned_groups, whole_groups
+from tetriserve_backend.domain import Assignment, Placement, Plan
+from tetriserve_backend.scheduler.costs import ShapeCosts
+from tetriserve_backend.scheduler.groups import Ranks, aligned_groups
+from tetriserve_backend.scheduler.stages import chain
+from tetriserve_backend.scheduler.tetris.jobs import Job
+from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
+from tetriserve_backend.scheduler.view import RequestView, SchedulerView
+from tetriserve_backend.scheduler.waking import next_wake_s
+
+
+def groups_of(ranks: range) -> dict[int, tuple[Ranks, ...]]:
+    """The aligned groups inside consecutive ranks that begin at a multiple of the largest size, by size."""
+    return {
+        size: tuple(tuple(rank + ranks.start for rank in group) for group in groups)
+        for size, groups in aligned_groups(len(ranks)).items()
+    }
 
 
 def seat(
-    world_size: int, idle: set[int], sp_degree: int, previous: Placement | None, elsewhere: Iterable[Placement | None]
+    groups: Mapping[int, Sequence[Ranks]],
+    idle: set[int],
+    sp_degree: int,
+    previous: Placement | None,
+    elsewhere: Iterable[Placement | None],
 ) -> Placement | None:
-    """An aligned group of `sp_degree` idle ranks, which are taken out of `idle`; None if there is none.
+    """A group of `sp_degree` idle ranks, which are taken out of `idle`; None if there is none.
 
     First choice is a group that breaks up the least: a wide request must not wait because a narrow one sits
     in the middle of an empty block. Then where the request was, then where no other request was.
     """
-    groups = whole_groups(world_size, sp_degree, idle)
-    if not groups:
+    whole = [group for group in groups.get(sp_degree, ()) if idle.issuperset(group)]
+    if not whole:
         return None
     own = set(previous.ranks) if previous is not None else set()
     others = {rank for placement in elsewhere if placement is not None for rank in placement.ranks}
 
     def badness(group: Ranks) -> tuple[int, int, int, int]:
         return (
-            _blocks_broken(world_size, group, idle),
+            _blocks_broken(groups, group, idle),
             -len(own.intersection(group)),
             len(others.intersection(group)),
             group[0],
         )
 
-    chosen = min(groups, key=badness)
+    chosen = min(whole, key=badness)
     idle.difference_update(chosen)
     return Placement(chosen)
 
 
-def _blocks_broken(world_size: int, group: Ranks, idle: set[int]) -> int:
+def _blocks_broken(groups: Mapping[int, Sequence[Ranks]], group: Ranks, idle: set[int]) -> int:
     """Whole idle blocks around `group` that it would break up; the smaller ones count more."""
     broken = 0
-    for size in aligned_groups(world_size):
+    for size in groups:
         if size > len(group):
             start = group[0] // size * size
-            whole = start + size <= world_size and idle.issuperset(range(start, start + size))
-            broken = 2 * broken + whole
+            broken = 2 * broken + idle.issuperset(range(start, start + size))
     return broken
+
+
+class Seating:
+    """A plan in the making: hands out the idle ranks and keeps the segments, and when they end.
+
+    Args:
+        view: what is planned from.
+        groups: the groups of ranks that may work together, by size.
+        shapes: what requests cost.
+        now_s: when the plan begins.
+    """
+
+    def __init__(
+        self, view: SchedulerView, groups: Mapping[int, Sequence[Ranks]], shapes: ShapeRows, now_s: float
+    ) -> None:
+        self._view, self._groups, self._shapes, self._now_s = view, groups, shapes, now_s
+        self.idle = set(view.available_ranks(now_s))
+        self.ends_s: list[float] = []
+        self._assignments: list[Assignment] = []
+
+    def decode(self, request: RequestView) -> None:
+        """A due decode gets one rank, if one is idle: one that has the latent, if that can be."""
+        if not self.idle:
+            return
+        home = [rank for rank in (request.placement.ranks if request.placement else ()) if rank in self.idle]
+        placement = Placement((home[0],)) if home else seat(self._groups, self.idle, 1, None, ())
+        assert placement is not None, "a rank is idle"
+        self.idle.difference_update(placement.ranks)
+        self._assignments += chain(request, placement, 0)
+        self.ends_s.append(self._now_s + self._costs(request).decode_s)
+
+    def denoise(self, jobs: Sequence[Job], requests: Sequence[RequestView]) -> None:
+        """Segments for all jobs, widest first; where the idle ranks form no group of a job's size, a narrower one."""
+        jobs = sorted(jobs, key=lambda job: -job.sp_degree)
+        for position, job in enumerate(jobs):
+            request = requests[job.index]
+            costs = self._costs(request)
+            elsewhere = [requests[other.index].placement for other in jobs[position + 1 :]]
+            for degree in sorted((degree for degree in costs.step_s if degree <= job.sp_degree), reverse=True):
+                placement = seat(self._groups, self.idle, degree, request.placement, elsewhere)
+                if placement is None:
+                    continue
+                steps = job.num_steps
+                if degree < job.sp_degree:
+                    steps = self._shapes.segment_steps(costs.step_s[degree], request.remaining_steps)
+                self._assignments += chain(request, placement, steps)
+                self.ends_s.append(self._now_s + costs.chain_s(request, degree, steps))
+                break
+
+    def plan(self, *, anybody_waits: bool) -> Plan:
+        """The segments, and when to plan again."""
+        wake_at_s = next_wake_s(self._view, self._now_s, self.ends_s, with_ranks=anybody_waits)
+        return Plan(tuple(self._assignments), wake_at_s)
+
+    def _costs(self, request: RequestView) -> ShapeCosts:
+        return self._shapes.costs(self._shapes.row(request.request))

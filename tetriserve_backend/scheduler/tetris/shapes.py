@@ -4,7 +4,7 @@ import numpy as np
 
 from tetriserve_backend.domain import Request
 from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
-from tetriserve_backend.scheduler.tetris.profile import Floats, Ints
+from tetriserve_backend.scheduler.tetris.arrays import ShapeTable
 
 _FIRST_ROWS = 8
 
@@ -25,9 +25,9 @@ class ShapeRows:
         self._rows: dict[tuple[int, int], int] = {}
         self._costs: list[ShapeCosts] = []
         width = model.num_sizes
-        self.degrees: Ints = np.zeros((_FIRST_ROWS, width), np.int64)
-        self.rates: Floats = np.zeros((_FIRST_ROWS, width))
-        self.num_degrees: Ints = np.zeros(_FIRST_ROWS, np.int64)
+        self.table = ShapeTable(
+            np.zeros((_FIRST_ROWS, width), np.int64), np.zeros((_FIRST_ROWS, width)), np.zeros(_FIRST_ROWS, np.int64)
+        )
 
     def row(self, request: Request) -> int:
         """The row of a request's shape."""
@@ -46,17 +46,15 @@ class ShapeRows:
 
     def _add(self, key: tuple[int, int]) -> int:
         row = len(self._costs)
-        if row == len(self.num_degrees):
-            self.degrees = np.concatenate([self.degrees, np.zeros_like(self.degrees)])
-            self.rates = np.concatenate([self.rates, np.zeros_like(self.rates)])
-            self.num_degrees = np.concatenate([self.num_degrees, np.zeros_like(self.num_degrees)])
+        if row == len(self.table.num_degrees):
+            self.table = ShapeTable(*(np.concatenate([column, np.zeros_like(column)]) for column in self.table))
         costs = self._model.of_shape(*key)
         efficient = sorted(costs.efficient, key=lambda cost: cost.sp_degree)
         for index, cost in enumerate(efficient):
             steps = max(1, int(self._segment_s / cost.step_s + 0.5))
-            self.degrees[row, index] = cost.sp_degree
-            self.rates[row, index] = 1.0 / (cost.step_s + costs.dispatch_s / steps)
-        self.num_degrees[row] = len(efficient)
+            self.table.degrees[row, index] = cost.sp_degree
+            self.table.rates[row, index] = 1.0 / (cost.step_s + costs.dispatch_s / steps)
+        self.table.num_degrees[row] = len(efficient)
         self._costs.append(costs)
         self._rows[key] = row
         return row

@@ -1,0 +1,76 @@
+"""The arrays that compiled planning works on, and what their entries mean."""
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+
+class Profile(NamedTuple):
+    """`free[i]` ranks are free from `times[i]` (seconds, ascending) until `times[i + 1]`; the last interval has no end.
+
+    The first `size[0]` entries count. Every split needs room for one more.
+    """
+
+    times: Floats
+    free: Ints
+    size: Ints
+
+
+def make_profile(room: int) -> Profile:
+    """An empty profile with room for that many intervals."""
+    return Profile(np.zeros(room), np.zeros(room, np.int64), np.zeros(1, np.int64))
+
+
+class Speeds(NamedTuple):
+    """The usable degrees of one shape, ascending, and their steps per second, ascending too."""
+
+    degrees: Ints
+    rates: Floats
+
+
+class ShapeTable(NamedTuple):
+    """One row per shape: its `Speeds` in the first `num_degrees` columns."""
+
+    degrees: Ints
+    rates: Floats
+    num_degrees: Ints
+
+
+class Requests(NamedTuple):
+    """What is to be packed: one entry per request, and the order in which they are placed.
+
+    Attributes:
+        order: indices of requests.
+        left_out: requests that get nothing.
+        ready_s, due_s: between these moments a request may run.
+        steps: that it needs (> 0).
+        shapes: its row in the `ShapeTable`.
+    """
+
+    order: Ints
+    left_out: Flags
+    ready_s: Floats
+    due_s: Floats
+    steps: Floats
+    shapes: Ints
+
+
+class Packing(NamedTuple):
+    """The result: one entry per request, and what they leave.
+
+    Attributes:
+        gpu_seconds: what it costs; -1 if it is not saved.
+        first_degree: its degree at the moment it is ready; 0 if it waits then.
+        end_s: when its last step ends; inf if it is not saved.
+        left: what stays free.
+    """
+
+    gpu_seconds: Floats
+    first_degree: Ints
+    end_s: Floats
+    left: Profile

@@ -1,0 +1,217 @@
+"""Which requests can be saved together, each with as many ranks at a time as it takes (Tetris with soft blocks).
+
+A request may change its degree whenever the profile changes: splitting a segment costs one dispatch, which the
+rates include. It takes the least level that meets its deadline: at each moment the widest degree that is free and
+at most the level; one degree less once that is enough for the rest. So it costs the fewest GPU-seconds that the
+deadline and the requests before it allow (the paper's §4.2.1, for a profile instead of an empty world).
+
+Everything here is compiled, and in one file: the cache of compiled code notices a change of the file that it
+was made from, not of others.
+"""
+
+import math
+
+import numpy as np
+
+from tetriserve_backend.scheduler.tetris.arrays import Ints, Packing, Profile, Requests, ShapeTable, Speeds
+from tetriserve_backend.scheduler.tetris.compiled import compiled
+
+TOLERANCE_S = 1e-9
+"""Moments closer than this are one."""
+
+_STEPS_TOLERANCE = 1e-9
+
+
+@compiled
+def split(profile: Profile, at_s: float) -> int:
+    """Make an interval begin at `at_s` (not before the first); its index."""
+    times, free, size = profile.times, profile.free, profile.size
+    index, length = 0, size[0]
+    while index < length and times[index] < at_s - TOLERANCE_S:
+        index += 1
+    if index < length and times[index] <= at_s + TOLERANCE_S:
+        return index
+    for i in range(length, index, -1):
+        times[i] = times[i - 1]
+        free[i] = free[i - 1]
+    times[index] = at_s
+    free[index] = free[index - 1]
+    size[0] = length + 1
+    return index
+
+
+@compiled
+def take(profile: Profile, ranks: int, start_s: float, end_s: float) -> None:
+    """Take `ranks` from `start_s` until `end_s`; whether they are free is the caller's concern."""
+    first = split(profile, start_s)
+    last = split(profile, end_s)
+    for i in range(first, last):
+        profile.free[i] -= ranks
+
+
+@compiled
+def is_free(profile: Profile, ranks: int, end_s: float) -> bool:
+    """Whether `ranks` are free from the beginning of the profile until `end_s`."""
+    for i in range(profile.size[0]):
+        if profile.times[i] >= end_s - TOLERANCE_S:
+            return True
+        if profile.free[i] < ranks:
+            return False
+    return True
+
+
+@compiled
+def widest(degrees: Ints, free: int) -> int:
+    """Index of the widest of the degrees (ascending) that needs at most `free` ranks; -1 if none does."""
+    index = -1
+    for i in range(len(degrees)):
+        if degrees[i] <= free:
+            index = i
+    return index
+
+
+@compiled
+def up_to(speeds: Speeds, level: int) -> Speeds:
+    """The degrees with index 0 … `level`; none for -1."""
+    return Speeds(speeds.degrees[: level + 1], speeds.rates[: level + 1])
+
+
+@compiled
+def steps_within(profile: Profile, first: int, last: int, speeds: Speeds) -> float:
+    """Steps that a request can do in the intervals `first … last − 1`, as wide as is free at each moment."""
+    steps = 0.0
+    for i in range(first, last):
+        index = widest(speeds.degrees, profile.free[i])
+        if index >= 0:
+            steps += (profile.times[i + 1] - profile.times[i]) * speeds.rates[index]
+    return steps
+
+
+@compiled
+def place(profile: Profile, ready_s: float, due_s: float, steps: float, speeds: Speeds) -> tuple[float, int, float]:
+    """Take what `steps` steps between `ready_s` and `due_s` need from the profile.
+
+    Returns:
+        GPU-seconds (-1 if it cannot be done; the profile may be split but nothing is taken), the degree of the
+        first moment (0: it waits) and the end, as in `Packing`.
+    """
+    if due_s <= ready_s:
+        return -1.0, 0, math.inf
+    first = split(profile, ready_s)
+    last = split(profile, due_s)
+    level, num_degrees = 0, len(speeds.degrees)
+    while level < num_degrees:
+        if steps_within(profile, first, last, up_to(speeds, level)) >= steps - _STEPS_TOLERANCE:
+            break
+        level += 1
+    if level == num_degrees:
+        return -1.0, 0, math.inf
+    return take_level(profile, first, last, steps, up_to(speeds, level))
+
+
+@compiled
+def take_level(profile: Profile, first: int, last: int, steps: float, speeds: Speeds) -> tuple[float, int, float]:
+    """Take `steps` steps in the intervals `first … last − 1`; the last of `speeds` only as long as it must be.
+
+    What the degrees before the last would fall short of is done first, as wide as is free; the rest without
+    the last degree. Returns what `place` returns.
+    """
+    times, free = profile.times, profile.free
+    narrower = up_to(speeds, len(speeds.degrees) - 2)
+    # Steps that only the last degree brings.
+    missing = steps - steps_within(profile, first, last, narrower)
+    gpu_seconds, first_degree, end_s = 0.0, 0, times[first]
+    i = first
+    while i < last and steps > _STEPS_TOLERANCE:
+        wide, narrow = widest(speeds.degrees, free[i]), widest(narrower.degrees, free[i])
+        use = wide if missing > _STEPS_TOLERANCE else narrow
+        seconds = times[i + 1] - times[i]
+        if use < 0 or seconds < TOLERANCE_S:
+            i += 1
+            continue
+        part_s = min(seconds, steps / speeds.rates[use])
+        if use != narrow:
+            gain = speeds.rates[wide] - (speeds.rates[narrow] if narrow >= 0 else 0.0)
+            part_s = min(part_s, missing / gain)
+            missing -= gain * part_s
+            if part_s < TOLERANCE_S:
+                missing = 0.0
+                continue
+        if part_s < seconds - TOLERANCE_S:
+            length = profile.size[0]
+            split(profile, times[i] + part_s)
+            last += profile.size[0] - length
+        steps -= speeds.rates[use] * part_s
+        gpu_seconds += speeds.degrees[use] * part_s
+        free[i] -= speeds.degrees[use]
+        if i == first:
+            first_degree = speeds.degrees[use]
+        i += 1
+        end_s = times[i]
+    return gpu_seconds, first_degree, end_s
+
+
+@compiled
+def pack(requests: Requests, table: ShapeTable, start: Profile, packing: Packing) -> tuple[int, float]:
+    """Place the requests in their order, each where those before it leave room.
+
+    Args:
+        requests: whom to place.
+        table: what shapes cost.
+        start: what is free before.
+        packing: the result; its profile needs room for four more intervals per request and twice those of `start`.
+
+    Returns:
+        How many requests are saved, and their GPU-seconds.
+    """
+    length, left = start.size[0], packing.left
+    left.times[:length] = start.times[:length]
+    left.free[:length] = start.free[:length]
+    left.size[0] = length
+    saved, total = 0, 0.0
+    for request in requests.order:
+        cost, degree, end_s = -1.0, 0, math.inf
+        if not requests.left_out[request]:
+            shape = requests.shapes[request]
+            num_degrees = table.num_degrees[shape]
+            speeds = Speeds(table.degrees[shape, :num_degrees], table.rates[shape, :num_degrees])
+            cost, degree, end_s = place(
+                left, requests.ready_s[request], requests.due_s[request], requests.steps[request], speeds
+            )
+        packing.gpu_seconds[request], packing.first_degree[request], packing.end_s[request] = cost, degree, end_s
+        if cost >= 0.0:
+            saved += 1
+            total += cost
+    return saved, total
+
+
+@compiled
+def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, effort: tuple[int, int]) -> None:
+    """Pack, and give up the dearest of the saved where that saves more requests, or as many for less.
+
+    In the spirit of Moore and Hodgson: when somebody cannot be placed, one of the dearest saved requests is
+    left out and all are packed again; better results are kept. `effort` says how many packings in all, and how
+    many of the dearest may be given up in turn. Arguments and results are those of `pack`;
+    `requests.left_out` tells who was given up.
+    """
+    left_out = requests.left_out
+    max_tries, width = effort
+    saved, total = pack(requests, table, start, packing)
+    best_left_out, best_gpu_seconds = left_out.copy(), packing.gpu_seconds.copy()
+    tries, better = 1, True
+    while better and tries < max_tries and np.any((best_gpu_seconds < 0.0) & ~best_left_out):
+        better = False
+        for request in np.argsort(-best_gpu_seconds)[:width]:
+            if best_gpu_seconds[request] <= 0.0 or tries >= max_tries:
+                continue
+            tries += 1
+            left_out[:] = best_left_out
+            left_out[request] = True
+            saved_now, total_now = pack(requests, table, start, packing)
+            if saved_now > saved or (saved_now == saved and total_now < total - _STEPS_TOLERANCE):
+                saved, total, better = saved_now, total_now, True
+                best_left_out[:] = left_out
+                best_gpu_seconds[:] = packing.gpu_seconds
+                break
+    left_out[:] = best_left_out
+    pack(requests, table, start, packing)

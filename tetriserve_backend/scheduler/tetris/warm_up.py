@@ -1,0 +1,19 @@
+"""Has everything compiled before the first request comes."""
+
+import numpy as np
+
+from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, make_profile
+from tetriserve_backend.scheduler.tetris.kernels import choose, is_free, take
+
+
+def warm_up() -> None:
+    """Call each kernel that Python calls; takes seconds where no cache holds its code, else nothing to speak of."""
+    table = ShapeTable(np.ones((1, 1), np.int64), np.ones((1, 1)), np.ones(1, np.int64))
+    start, left = make_profile(4), make_profile(32)
+    start.free[0], start.size[0] = 1, 1
+    requests = Requests(
+        np.zeros(1, np.int64), np.zeros(1, np.bool_), np.zeros(1), np.full(1, 9.0), np.ones(1), np.zeros(1, np.int64)
+    )
+    choose(requests, table, start, Packing(np.zeros(1), np.zeros(1, np.int64), np.zeros(1), left), (2, 1))
+    take(left, 1, 2.0, 3.0)
+    is_free(left, 1, 9.0)
