@@ -17,7 +17,7 @@ from xfuser import xFuserArgs
 from xfuser.core.distributed import get_runtime_state, initialize_runtime_state, parallel_state
 from xfuser.core.distributed.group_coordinator import SequenceParallelGroupCoordinator
 
-from tetriserve_backend.executor.placements import aligned_groups
+from tetriserve_backend.executor.placements import shared_groups
 
 _SINGLE_RANK_STATES = ("_MODEL_REPLICA", "_DP", "_CFG", "_PP", "_TP", "_FS", "_SP")
 _ALL_STATES = (*_SINGLE_RANK_STATES, "_WORLD", "_DIT", "_VAE")
@@ -91,7 +91,7 @@ class RankGroups:
             setattr(parallel_state, name, alone)
         world = tuple(range(self.world_size))
         parallel_state._WORLD = RankGroup(world, dist.group.WORLD, self.rank, self.device)
-        for ranks in aligned_groups(self.world_size):
+        for ranks in shared_groups(self.world_size):
             # On a GPU the default group doubles as the largest one, since a communicator costs memory there.
             doubles = ranks == world and self.backend == "nccl"
             made = dist.group.WORLD if doubles else self._new_group(ranks)
@@ -183,7 +183,7 @@ class RankGroups:
 
         NCCL opens them at the first operation, which takes seconds and memory.
         """
-        for ranks in aligned_groups(self.world_size):
+        for ranks in shared_groups(self.world_size):
             if self.rank not in ranks:
                 continue
             group = self._groups[ranks].device_group

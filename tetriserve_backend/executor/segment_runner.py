@@ -13,7 +13,7 @@ from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, Sou
 from tetriserve_backend.executor.groups import RankGroups
 from tetriserve_backend.executor.host_store import LATENT, PIXELS
 from tetriserve_backend.executor.models.base import Conditioning, DiffusionModel, StepInput, TensorSpec
-from tetriserve_backend.executor.placements import aligned_groups
+from tetriserve_backend.executor.placements import shared_groups
 from tetriserve_backend.executor.tensors import from_host, to_host
 from tetriserve_backend.executor.wire import Blame, HostTensor, PartDone, PartFailed
 
@@ -96,7 +96,7 @@ class SegmentRunner:
     def _refusal(self, segment: Segment) -> str | None:
         """Why this segment cannot be right on its ranks, if so (xfuser would be silently wrong)."""
         degree, ranks = segment.placement.sp_degree, segment.placement.ranks
-        if degree > 1 and ranks not in set(aligned_groups(self._groups.world_size)):
+        if degree > 1 and ranks not in shared_groups(self._groups.world_size):
             return f"there is no group of ranks {ranks} in a world of {self._groups.world_size}"
         if segment.height % PIXELS_PER_TOKEN_SIDE or segment.width % PIXELS_PER_TOKEN_SIDE:
             return f"{segment.height} x {segment.width} pixels are not multiples of {PIXELS_PER_TOKEN_SIDE}"

@@ -18,7 +18,8 @@ from tetriserve_backend.engine.events import WorkerLost, WorkerReady, WorldForme
 from tetriserve_backend.engine.executor_port import ExecutorEvent, StepProgress
 from tetriserve_backend.executor import wire
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
-from tetriserve_backend.executor.dispatcher import Action, Dispatcher, KillRanks, SendHeal, SendSegment
+from tetriserve_backend.executor.dispatcher import Dispatcher
+from tetriserve_backend.executor.flight import Action, KillRanks, SendForget, SendHeal, SendSegment
 from tetriserve_backend.executor.host_store import HostStore
 from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
 from tetriserve_backend.executor.models.directory import resolve_directory
@@ -82,14 +83,15 @@ class XditExecutor:
         self._watch = asyncio.create_task(self._watch_over())
 
     def run_segment(self, command: RunSegment) -> None:
-        """Send a segment to its ranks. Ranks perform segments strictly in the order of these calls."""
+        """Send a segment to its ranks, behind the earlier ones of its ranks and requests.
+
+        Only a segment that waits for late work of its own request may be overtaken.
+        """
         self._perform(self._running_dispatcher().submit(command))
 
     def release(self, request_id: str) -> None:
-        """Forget a request's tensors everywhere, once its sent segments are over."""
-        self._store.forget(request_id)
-        for rank in range(self.world_size):
-            self._pool.send(rank, wire.Forget(request_id))
+        """Forget a request's tensors everywhere, once its sent segments are over; unsent ones fail."""
+        self._perform(self._running_dispatcher().release(request_id))
 
     def reform_world(self) -> None:
         """Build all groups anew; answered by `WorldFormed`. Only called with no segment in flight."""
@@ -239,6 +241,9 @@ class XditExecutor:
             elif isinstance(action, SendHeal):
                 for rank in action.ranks:
                     self._pool.send(rank, wire.HealGroup(action.ranks, action.number))
+            elif isinstance(action, SendForget):
+                for rank in range(self.world_size):
+                    self._pool.send(rank, wire.Forget(action.request_id))
             elif isinstance(action, KillRanks):
                 _log.warning("killing ranks %s: %s", action.ranks, action.reason)
                 for rank in action.ranks:

@@ -1,48 +1,12 @@
 """Segments go out in one order, wait for what they need, and are told of exactly once."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
-from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
+from tests.unit.executor.segments import ALL, CREATE, denoise, done, failed, from_host, latent_copy, sent_ids
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished
-from tetriserve_backend.executor.dispatcher import Action, Dispatcher, KillRanks, SendHeal, SendSegment
+from tetriserve_backend.executor.dispatcher import Dispatcher
+from tetriserve_backend.executor.flight import KillRanks, SendForget, SendHeal, SendSegment
 from tetriserve_backend.executor.host_store import HostStore
-from tetriserve_backend.executor.placements import aligned_groups
-from tetriserve_backend.executor.wire import HostTensor, PartDone, PartFailed, TensorHeader
-
-RESIDENT, CREATE = Source(SourceKind.RESIDENT), Source(SourceKind.CREATE)
-ALL = (0, 1, 2, 3)
-
-
-def denoise(
-    segment_id: int, ranks: tuple[int, ...], request_id: str = "r0", first: int = 0, latent: Source = RESIDENT
-) -> RunSegment:
-    request = Request(request_id, 256, 256, 10, arrival_s=0.0, deadline_s=1.0)
-    part = SegmentPart(request_id, first, 5)
-    segment = Segment(segment_id, SegmentKind.DENOISE, (part,), Placement(ranks), 256, 256)
-    return RunSegment(segment, (request,), (HandOver(RESIDENT, latent),))
-
-
-def from_host(root: int) -> Source:
-    return Source(SourceKind.HOST, root)
-
-
-def latent_copy(request_id: str, step: int) -> tuple[HostTensor, ...]:
-    return (HostTensor(TensorHeader(request_id, "latent", "float32", (1,), step), b"1234"),)
-
-
-def done(segment_id: int, start_s: float = 1.0, end_s: float = 2.0) -> PartDone:
-    return PartDone(segment_id, start_s, end_s, ())
-
-
-def failed(segment_id: int, blame: Any = "work", group_broken: bool = True) -> PartFailed:
-    return PartFailed(segment_id, "boom", blame, group_broken)
 
 
 @pytest.fixture
@@ -50,10 +14,6 @@ def dispatcher() -> Dispatcher:
     made = Dispatcher(HostStore(), segment_timeout_s=10.0, heals_in_place=True)
     made.world_formed(ALL)
     return made
-
-
-def sent_ids(actions: list[Action]) -> list[int]:
-    return [action.command.segment.segment_id for action in actions if isinstance(action, SendSegment)]
 
 
 def test_segment_goes_out_at_once_behind_others_of_its_ranks(dispatcher: Dispatcher) -> None:
@@ -82,6 +42,62 @@ def test_segment_that_waits_holds_back_later_ones_of_its_ranks_only(dispatcher: 
     assert dispatcher.submit(denoise(3, (3,), "r1")) == []
     assert sent_ids(dispatcher.submit(denoise(4, (1,), "r2"))) == [4]
     assert sent_ids(dispatcher.part_done(0, done(1), latent_copy("r0", 5))) == [2, 3]
+
+
+def test_segment_that_waits_for_late_work_is_overtaken_by_other_requests_but_not_by_its_own(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.submit(denoise(1, (0,), expected_s=0.5))
+    dispatcher.submit(denoise(2, (2, 3), first=5, latent=from_host(2)))
+    dispatcher.submit(denoise(3, (2, 3), first=10))
+    assert dispatcher.submit(denoise(4, (3,), "r1")) == []
+    assert dispatcher.overdue(100.0) == []
+    assert dispatcher.overdue(101.9) == []
+    assert sent_ids(dispatcher.overdue(102.1)) == [4]
+    assert sent_ids(dispatcher.submit(denoise(5, (2,), "r2"))) == [5]
+    assert sent_ids(dispatcher.part_done(0, done(1), latent_copy("r0", 5))) == [2, 3]
+    assert dispatcher.submit(denoise(6, (1,), first=15, latent=from_host(1))) == []
+    # Nothing is late any more: turns are kept again.
+    assert dispatcher.submit(denoise(7, (1,), "r1")) == []
+
+
+def test_segment_that_waits_for_its_group_does_not_hold_back_other_work_of_the_ranks(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, (0, 1)))
+    dispatcher.part_failed(0, failed(1), 0.0)
+    assert dispatcher.submit(denoise(2, (0, 1), "r1")) == []
+    assert sent_ids(dispatcher.submit(denoise(3, (0,), "r2"))) == [3]
+
+
+def test_end_of_a_request_fails_what_was_not_sent_and_keeps_nothing_of_what_was(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, (0,)))
+    dispatcher.submit(denoise(2, (2, 3), first=5, latent=from_host(2)))
+    dispatcher.submit(denoise(3, (2,), "r1"))
+    failure, forget, sent = dispatcher.release("r0")
+    assert isinstance(failure, SegmentFailed)
+    assert failure.segment_id == 2
+    assert forget == SendForget("r0")
+    assert sent_ids([sent]) == [3]
+    assert dispatcher.part_done(0, done(1), latent_copy("r0", 5)) == [SegmentFinished(1, 1.0, 2.0)]
+    assert dispatcher._store.latent("r0") is None
+
+
+def test_id_that_is_used_again_gets_nothing_of_the_request_before(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, (0,)))
+    dispatcher.release("r0")
+    assert sent_ids(dispatcher.submit(denoise(2, (2,), latent=CREATE))) == [2]
+    assert dispatcher.submit(denoise(3, (1,), first=5, latent=from_host(1))) == []
+    assert dispatcher.part_done(0, done(1), latent_copy("r0", 5)) == [SegmentFinished(1, 1.0, 2.0)]
+    _, sent = dispatcher.part_done(2, done(2), latent_copy("r0", 5))
+    assert isinstance(sent, SendSegment)
+    assert sent.command.segment.segment_id == 3
+
+
+def test_failure_of_a_request_that_has_ended_is_none_of_its_successor(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, (0,)))
+    dispatcher.release("r0")
+    dispatcher.submit(denoise(2, (2,), latent=CREATE))
+    assert dispatcher.part_failed(0, failed(1, group_broken=False), 0.0) == [SegmentFailed(1, "boom", False)]
+    assert dispatcher.part_done(2, done(2), ()) == [SegmentFinished(2, 1.0, 2.0)]
 
 
 def test_host_copy_that_can_never_come_is_a_failure(dispatcher: Dispatcher) -> None:
@@ -113,7 +129,7 @@ def test_broken_group_is_healed_before_anything_else_goes_to_it(dispatcher: Disp
     dispatcher.submit(denoise(1, (0, 1)))
     dispatcher.part_failed(0, failed(1), 0.0)
     assert dispatcher.submit(denoise(2, (0, 1), "r1")) == []
-    assert dispatcher.part_failed(1, failed(1, "group"), 0.0) == [SendHeal((0, 1), 1)]
+    assert dispatcher.part_failed(1, failed(1, "group"), 0.0) == [SendHeal((0, 1), 2)]
     assert dispatcher.group_healed(0, (0, 1)) == []
     assert sent_ids(dispatcher.group_healed(1, (0, 1))) == [2]
 
@@ -162,6 +178,36 @@ def test_only_the_segment_that_runs_can_be_overdue(dispatcher: Dispatcher) -> No
     assert kill.ranks == (0, 1)
 
 
+def test_time_that_a_segment_may_take_follows_from_what_is_expected() -> None:
+    dispatcher = Dispatcher(HostStore(), segment_timeout_s=100.0, heals_in_place=True)
+    dispatcher.world_formed(ALL)
+    dispatcher.submit(denoise(1, (0,), "r0", expected_s=1.0))
+    dispatcher.submit(denoise(2, (1,), "r1", expected_s=50.0))
+    dispatcher.submit(denoise(3, (2,), "r2"))
+    # Behind the one that is stuck: its own time has not begun.
+    dispatcher.submit(denoise(4, (0, 3), "r3", expected_s=0.1))
+    assert dispatcher.overdue(0.0) == []
+    assert dispatcher.overdue(19.0) == []
+    assert [a.ranks for a in dispatcher.overdue(21.0) if isinstance(a, KillRanks)] == [(0,)]
+    dispatcher.rank_lost(0, "killed")
+    assert dispatcher.overdue(99.0) == []
+    assert [a.ranks for a in dispatcher.overdue(101.0) if isinstance(a, KillRanks)] == [(1,), (2,)]
+
+
+def test_members_that_do_not_heal_their_group_are_killed_once_they_could_have(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, (0, 1)))
+    dispatcher.submit(denoise(2, (1,), "r1", expected_s=2.0))
+    for rank in (0, 1):
+        dispatcher.part_failed(rank, failed(1), 0.0)
+    dispatcher.group_healed(0, (0, 1))
+    assert dispatcher.overdue(0.0) == []
+    assert dispatcher.overdue(9.0) == []
+    dispatcher.part_done(1, done(2), ())
+    assert dispatcher.overdue(12.0) == []
+    assert dispatcher.overdue(21.0) == []
+    assert [a.ranks for a in dispatcher.overdue(23.0) if isinstance(a, KillRanks)] == [(1,)]
+
+
 def test_member_that_does_not_follow_a_failure_is_killed(dispatcher: Dispatcher) -> None:
     dispatcher.submit(denoise(1, (0, 1)))
     dispatcher.part_failed(0, failed(1), 100.0)
@@ -185,110 +231,3 @@ def test_where_groups_cannot_be_left_their_members_are_killed() -> None:
     assert failure.retryable
     assert isinstance(kill, KillRanks)
     assert kill.ranks == (2,)
-
-
-PLACEMENTS = [*((rank,) for rank in ALL), *aligned_groups(4)]
-
-
-class AnyOrderOfEvents(RuleBasedStateMachine):
-    """Random segments, reports and deaths; ranks that obey strictly in order never wait for each other."""
-
-    @initialize(heals=st.booleans())
-    def start(self, heals: bool) -> None:
-        self.dispatcher = Dispatcher(HostStore(), segment_timeout_s=10.0, heals_in_place=heals)
-        self.heals = heals
-        self.dispatcher.world_formed(ALL)
-        self.queues: dict[int, list[Any]] = {rank: [] for rank in ALL}
-        self.alive = set(ALL)
-        self.submitted: set[int] = set()
-        self.told: set[int] = set()
-        self.commands: dict[int, RunSegment] = {}
-
-    @rule(ranks=st.sampled_from(PLACEMENTS), request=st.sampled_from("abc"))
-    def submit(self, ranks: tuple[int, ...], request: str) -> None:
-        segment_id = len(self.submitted) + 1
-        self.submitted.add(segment_id)
-        command = denoise(segment_id, ranks, request, latent=CREATE)
-        self.commands[segment_id] = command
-        self.perform(self.dispatcher.submit(command))
-
-    @precondition(lambda self: any(self.ready()))
-    @rule(data=st.data(), verdict=st.sampled_from(["done", "done", "done", "work", "group", "state"]))
-    def report(self, data: st.DataObject, verdict: str) -> None:
-        rank, item = data.draw(st.sampled_from(list(self.ready())))
-        self.queues[rank].pop(0)
-        if isinstance(item, tuple):
-            self.perform(self.dispatcher.group_healed(rank, item))
-        elif verdict == "done":
-            self.perform(self.dispatcher.part_done(rank, done(item), ()))
-        else:
-            shared = len(self.commands[item].segment.placement.ranks) > 1
-            self.perform(self.dispatcher.part_failed(rank, failed(item, verdict, shared), 0.0))
-
-    @precondition(lambda self: len(self.alive) > 1)
-    @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
-        self.die(data.draw(st.sampled_from(sorted(self.alive))))
-
-    @precondition(lambda self: len(self.alive) < 4 and self.submitted == self.told)
-    @rule()
-    def form_world_anew(self) -> None:
-        self.queues = {rank: [] for rank in ALL}
-        self.alive = set(ALL)
-        self.perform(self.dispatcher.world_formed(ALL))
-
-    def teardown(self) -> None:
-        # Whatever happened, once every rank has done what it was sent, every segment has been told of.
-        while items := list(self.ready()):
-            rank, item = items[0]
-            self.queues[rank].pop(0)
-            if isinstance(item, tuple):
-                self.perform(self.dispatcher.group_healed(rank, item))
-            else:
-                self.perform(self.dispatcher.part_done(rank, done(item), ()))
-        assert self.submitted == self.told
-
-    @invariant()
-    def shared_segments_reach_their_ranks_in_one_order(self) -> None:
-        for one in self.alive:
-            for other in self.alive:
-                shared = [item for item in self.queues[one] if item in self.queues[other]]
-                assert shared == [item for item in self.queues[other] if item in self.queues[one]]
-
-    def ready(self) -> Iterator[tuple[int, Any]]:
-        """What each rank is at: segments one after the other, a healing when all members are at it."""
-        for rank in sorted(self.alive):
-            if not self.queues[rank]:
-                continue
-            item = self.queues[rank][0]
-            members_wait = isinstance(item, tuple) and any(
-                item in self.queues[member] and self.queues[member][0] != item for member in item
-            )
-            if not members_wait:
-                yield rank, item
-
-    def perform(self, actions: list[Action]) -> None:
-        for action in actions:
-            if isinstance(action, SendSegment):
-                for rank in action.command.segment.placement.ranks:
-                    assert rank in self.alive
-                    self.queues[rank].append(action.command.segment.segment_id)
-            elif isinstance(action, SendHeal):
-                for rank in action.ranks:
-                    self.queues[rank].append(action.ranks)
-            elif isinstance(action, KillRanks):
-                for rank in set(action.ranks) & self.alive:
-                    self.die(rank)
-            else:
-                assert action.segment_id in self.submitted
-                assert action.segment_id not in self.told
-                self.told.add(action.segment_id)
-
-    def die(self, rank: int) -> None:
-        self.alive.discard(rank)
-        self.queues[rank].clear()
-        self.perform(self.dispatcher.rank_lost(rank, "killed"))
-
-
-TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
-TestAnyOrderOfEvents.settings = settings(max_examples=150, stateful_step_count=30, deadline=None, derandomize=True)
