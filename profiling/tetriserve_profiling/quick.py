@@ -114,6 +114,7 @@ class _Profile:
             "world_size": executor.world_size,
             "dtype": executor.dtype,
             "source": "measured",
+            "text_tokens": executor.text_tokens,
             "software": executor.software,
             "step": self._steps,
             "encode": [{"batch": 1, "seconds": statistics.median(self._encodes)}],

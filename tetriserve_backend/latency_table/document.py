@@ -61,6 +61,7 @@ class TableDocument(_Part):
     encode: Annotated[list[EncodeEntry], Field(min_length=1)]
     decode: Annotated[list[DecodeEntry], Field(min_length=1)]
     dispatch_seconds: _Seconds
+    text_tokens: _Count | None = None
 
 
 def parse_document(raw: object, origin: str) -> TableDocument:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class LatencyTable:
         self.dtype = document.dtype
         self.source = document.source
         self.dispatch_s = document.dispatch_seconds
+        self.text_tokens = document.text_tokens
+        """Length of the text stream that it was measured with; None where the table does not tell."""
         self.resolutions = tuple(
             sorted({(e.height, e.width) for e in document.step if e.batch == 1}, key=lambda s: (image_tokens(*s), s))
         )
@@ -76,6 +79,21 @@ class LatencyTable:
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON values, unknown keys included."""
         return dump_document(self._document)
+
+    def restricted_to(self, degrees: Iterable[int]) -> "LatencyTable":
+        """The same table without the steps at other degrees.
+
+        Raises:
+            LatencyTableError: nothing of one image at a time is left.
+        """
+        wanted = set(degrees)
+        step = [entry for entry in self._document.step if entry.sp in wanted]
+        if not any(entry.batch == 1 for entry in step):
+            profiled = sorted({entry.sp for entry in self._document.step})
+            raise LatencyTableError(
+                f"latency table {self._origin}: step: has the degrees {profiled}; expected one of {sorted(wanted)}"
+            )
+        return LatencyTable(self._document.model_copy(update={"step": step}), self._origin)
 
     def save(self, path: str | Path) -> None:
         """Write the table so that a reader sees the old file or the whole new one, never a part."""

@@ -7,6 +7,7 @@ from tetriserve_backend.engine.async_engine import AsyncEngine
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.executor.home import tetriserve_home
+from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.executor.xdit_executor import XditExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.registry import make_policy
@@ -64,13 +65,16 @@ async def _table(settings: ServerSettings, assets: Path, executor: XditExecutor)
         device=executor.device_name,
         world_size=executor.world_size,
         dtype=executor.dtype,
+        text_tokens=executor.text_tokens,
         asked=asked,
         measured=resolutions,
     )
-    return await resolve_table(
+    table = await resolve_table(
         identity,
         Path(settings.latency_table) if settings.latency_table else None,
         assets,
         tetriserve_home() / "latency_tables",
         lambda: measure_table(executor, resolutions, _log.info),
     )
+    # Whatever the table was measured on: a degree that this model cannot run at must not be offered.
+    return table.restricted_to(usable_degrees(executor.world_size, executor.num_heads, executor.text_tokens))

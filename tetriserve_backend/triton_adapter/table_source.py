@@ -21,6 +21,7 @@ class TableIdentity:
 
     Attributes:
         directory: name of the model's folder; tells one build of an embedded model from the next.
+        text_tokens: length of the text stream: it is part of every step, and decides which degrees there are.
         asked: (height, width) that the settings ask for; must be among the profiled ones of any table.
         measured: (height, width) that a table measured at start profiles.
     """
@@ -30,6 +31,7 @@ class TableIdentity:
     device: str
     world_size: int
     dtype: str
+    text_tokens: int
     asked: tuple[tuple[int, int], ...]
     measured: tuple[tuple[int, int], ...]
 
@@ -37,7 +39,7 @@ class TableIdentity:
     def file_name(self) -> str:
         """The file of the table that is measured for this identity: another identity has another file."""
         shapes = sha256(repr(self.measured).encode()).hexdigest()[:8]
-        parts = (self.directory, self.device, f"w{self.world_size}", self.dtype, shapes)
+        parts = (self.directory, self.device, f"w{self.world_size}", self.dtype, f"t{self.text_tokens}", shapes)
         return "-".join(_UNSAFE.sub("_", part) for part in parts) + _SUFFIX
 
     def matches(self, table: LatencyTable) -> bool:
@@ -48,6 +50,8 @@ class TableIdentity:
             self.world_size,
             self.dtype,
         )
+        # A table made by hand need not tell its text length.
+        same = same and table.text_tokens in (None, self.text_tokens)
         return same and set(self.asked) <= set(table.resolutions)
 
 
@@ -61,7 +65,8 @@ async def resolve_table(
     """The table to serve with.
 
     A given one is taken as it is. Else the first that matches, among the assets of the model and then in
-    the cache; else `measure` makes one, which is written to both.
+    the cache; else `measure` makes one, which is written to both. (Under `tetriserve serve` the assets are those
+    of the server's working copy of the model repository, which goes when the server stops; the cache stays.)
 
     Raises:
         LatencyTableError: the given table cannot be read.

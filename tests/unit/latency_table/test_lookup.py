@@ -78,3 +78,15 @@ def test_a_degree_profiled_for_large_images_only_is_not_offered_for_small_ones()
     table = LatencyTable.from_dict(raw, "t")
     assert table.degrees(512, 512) == (1, 2, 4)
     assert table.degrees(1024, 1024) == (1, 2, 4, 8)
+
+
+def test_restricted_table_offers_the_wanted_degrees_only():
+    table = TABLE.restricted_to((1, 2, 16))
+    assert table.degrees(1024, 1024) == (1, 2)
+    assert table.step_s(1024, 1024, 2) == TABLE.step_s(1024, 1024, 2)
+    assert {entry["sp"] for entry in table.to_dict()["step"]} == {1, 2}
+    assert {k: v for k, v in table.to_dict().items() if k != "step"} == {
+        k: v for k, v in TABLE.to_dict().items() if k != "step"
+    }
+    with pytest.raises(LatencyTableError, match=r"step: has the degrees \[1, 2, 4, 8\]; expected one of \[3\]"):
+        TABLE.restricted_to((3,))

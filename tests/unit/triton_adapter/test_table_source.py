@@ -12,7 +12,7 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
 
 IDENTITY = TableIdentity(
-    "org/model", "model-1a2b", "Some GPU 80GB", 2, "float32", asked=((64, 64),), measured=((64, 64),)
+    "org/model", "model-1a2b", "Some GPU 80GB", 2, "float32", 64, asked=((64, 64),), measured=((64, 64),)
 )
 
 
@@ -25,6 +25,7 @@ def make_table(identity: TableIdentity = IDENTITY, seconds: float = 0.1) -> Late
             "device": identity.device,
             "world_size": identity.world_size,
             "dtype": identity.dtype,
+            "text_tokens": identity.text_tokens,
             "source": "measured",
             "software": {},
             "step": [{**shape, "batch": 1, "sp": 1, "seconds": seconds}],
@@ -86,6 +87,7 @@ def test_cached_table_becomes_an_asset(places: Places) -> None:
         replace(IDENTITY, device="Another GPU"),
         replace(IDENTITY, world_size=4),
         replace(IDENTITY, dtype="bfloat16"),
+        replace(IDENTITY, text_tokens=33),
     ],
 )
 def test_table_of_another_model_or_machine_is_not_taken(places: Places, other: TableIdentity) -> None:
@@ -97,6 +99,13 @@ def test_table_that_lacks_an_asked_for_resolution_is_not_taken(places: Places) -
     make_table(seconds=0.2).save(places.assets / "small.latency.json")
     places.resolve(replace(IDENTITY, asked=((64, 64), (512, 512))))
     assert places.measured == 1
+
+
+def test_table_that_does_not_tell_its_text_length_is_taken(places: Places) -> None:
+    raw = make_table(seconds=0.2).to_dict()
+    del raw["text_tokens"]
+    LatencyTable.from_dict(raw, "by hand").save(places.assets / "by-hand.latency.json")
+    assert step_s(places.resolve()) == 0.2
 
 
 def test_broken_table_is_left_aside(places: Places) -> None:
@@ -115,7 +124,11 @@ def test_given_table_is_taken_whatever_it_was_measured_on(places: Places, tmp_pa
 
 def test_a_cached_table_of_other_shapes_or_of_another_build_of_the_model_is_not_taken(places: Places) -> None:
     places.resolve()
-    for other in (replace(IDENTITY, asked=(), measured=((64, 64), (128, 128))), replace(IDENTITY, directory="new")):
+    for other in (
+        replace(IDENTITY, asked=(), measured=((64, 64), (128, 128))),
+        replace(IDENTITY, directory="new"),
+        replace(IDENTITY, text_tokens=33),
+    ):
         shutil.rmtree(places.assets)
         before = places.measured
         places.resolve(other)
