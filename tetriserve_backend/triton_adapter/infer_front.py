@@ -60,6 +60,7 @@ class TritonPythonModel:
         self._workers.shutdown()
 
     def _begin(self, request: Any, sender: SafeSender) -> None:
+        request_id = request_id_of(request)
         parameters = request_parameters(request)
         if PROBE_PARAMETER in parameters:
             sender.send_last(
@@ -68,7 +69,6 @@ class TritonPythonModel:
                 )
             )
             return
-        request_id = request_id_of(request)
         call = pb_utils.InferenceRequest(
             model_name=_ENSEMBLE,
             requested_output_names=_OUTPUTS,

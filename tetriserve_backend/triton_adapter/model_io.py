@@ -46,8 +46,7 @@ def request_id_of(request: Any) -> str:
     try:
         return str(request.request_id()) or uuid.uuid4().hex
     except UnicodeDecodeError as error:
-        problem = f"not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start})"
-        raise InvalidRequestError("request id", problem, "text in UTF-8") from error
+        raise _not_utf8("request id", error) from error
 
 
 def input_tensors(request: Any) -> dict[str, npt.NDArray[Any]]:
@@ -56,8 +55,15 @@ def input_tensors(request: Any) -> dict[str, npt.NDArray[Any]]:
 
 
 def request_parameters(request: Any) -> dict[str, Any]:
-    """The request's parameters, by name."""
-    parameters = json.loads(request.parameters() or "{}")
+    """The request's parameters, by name; the id that `generate` was given is among them.
+
+    Raises:
+        InvalidRequestError: a name or a value is not UTF-8.
+    """
+    try:
+        parameters = json.loads(request.parameters() or "{}")
+    except UnicodeDecodeError as error:
+        raise _not_utf8("parameters", error) from error
     return parameters if isinstance(parameters, dict) else {}
 
 
@@ -84,6 +90,10 @@ def text_tensor(name: str, value: str | bytes) -> Any:
 def int_tensor(name: str, value: int) -> Any:
     """An INT32 tensor of shape [1]."""
     return pb_utils.Tensor(name, np.array([value], dtype=np.int32))
+
+
+def _not_utf8(field: str, error: UnicodeDecodeError) -> InvalidRequestError:
+    return InvalidRequestError(field, f"not UTF-8 (byte 0x{error.object[error.start]:02x})", "text in UTF-8")
 
 
 class TritonLogHandler(logging.Handler):

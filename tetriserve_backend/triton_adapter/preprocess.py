@@ -36,6 +36,7 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         arrival_s = time.monotonic()
         try:
+            request_id = request_id_of(request)
             parameters = request_parameters(request)
             if PROBE_PARAMETER in parameters:
                 return self._respond("status", "")
@@ -43,7 +44,7 @@ class TritonPythonModel:
             spec = build_spec(
                 input_tensors(request),
                 self._defaults,
-                request_id=request_id_of(request),
+                request_id=request_id,
                 arrival_s=arrival_s,
                 draw_seed=lambda: secrets.randbits(_DRAWN_SEED_BITS),
             )

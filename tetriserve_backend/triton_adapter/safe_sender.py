@@ -1,10 +1,15 @@
 """A response sender that cannot crash Triton or leave a client without an answer."""
 
+import logging
 import threading
+import time
 from typing import Any
 
 from tetriserve_backend.domain import RequestFailedError
 from tetriserve_backend.triton_adapter.errors import error_response
+
+_log = logging.getLogger(__name__)
+_FIRST_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 
 
 class SafeSender:
@@ -12,7 +17,8 @@ class SafeSender:
 
     Two facts of tritonserver 2.51 make it necessary: asking a sender whether its request is cancelled after
     the final response segfaults the whole server, and a sender that is dropped without a final response
-    leaves its client waiting for ever.
+    leaves its client waiting for ever. Where not even an error can be sent at once (shared memory is full),
+    a thread of its own tries again until it can.
 
     Args:
         pb_utils: Triton's module (an argument, so that this class can be tested without a stub).
@@ -23,11 +29,6 @@ class SafeSender:
         self._pb_utils, self._sender = pb_utils, sender
         self._lock = threading.Lock()
         self._is_done = False
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the final response is out; everything sent later is dropped."""
-        return self._is_done
 
     def send(self, response: Any) -> None:
         """Send a response that is not the last one."""
@@ -58,10 +59,27 @@ class SafeSender:
         except Exception as error:
             # Mostly a full /dev/shm: nothing was sent, and a small error still fits.
             self._is_done = True
-            self._sender.send(
-                error_response(self._pb_utils, RequestFailedError(f"the response could not be sent: {error}")),
-                flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-            )
+            problem = RequestFailedError(f"the response could not be sent: {error}")
+            if not self._send_problem(problem):
+                _log.error("%s, nor could this error: trying again", problem)
+                threading.Thread(target=self._keep_trying, args=(problem,), name="last-words", daemon=True).start()
+
+    def _send_problem(self, problem: RequestFailedError) -> bool:
+        try:
+            # Made anew each time, because making it takes shared memory too.
+            response = error_response(self._pb_utils, problem)
+            self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:
+            return False
+        return True
+
+    def _keep_trying(self, problem: RequestFailedError) -> None:
+        pause_s = _FIRST_RETRY_S
+        while True:
+            time.sleep(pause_s)
+            if self._send_problem(problem):
+                return
+            pause_s = min(_MAX_RETRY_S, 2 * pause_s)
 
     def __del__(self) -> None:
         if not getattr(self, "_is_done", True):

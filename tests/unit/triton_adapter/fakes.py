@@ -37,6 +37,7 @@ class FakeSender:
     sent: list[tuple[Any, int]] = field(default_factory=list)
     gone: bool = False
     too_large: bool = False
+    failing_sends: int = 0
 
     @property
     def is_final(self) -> bool:
@@ -48,6 +49,9 @@ class FakeSender:
 
     def send(self, response: Any, flags: int) -> None:
         assert not self.is_final, "sent after the final response"
+        if self.failing_sends:
+            self.failing_sends -= 1
+            raise RuntimeError("No space left on device")
         if self.too_large and getattr(response, "error", None) is None:
             raise RuntimeError("No space left on device")
         self.sent.append((response, flags))

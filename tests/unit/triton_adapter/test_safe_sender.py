@@ -1,6 +1,9 @@
 """The sender never touches Triton's after the end, and never leaves a client without one."""
 
 import gc
+import time
+
+import pytest
 
 from tests.unit.triton_adapter.fakes import FakeSender, pb_utils
 from tetriserve_backend.domain import InvalidRequestError
@@ -39,6 +42,22 @@ def test_response_that_does_not_fit_becomes_an_error() -> None:
     sender.send("a large image")
     sender.send_last("another")
     assert raw.is_final
+    assert raw.errors == ["INTERNAL: the response could not be sent: No space left on device"]
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_client_gets_the_error_as_soon_as_it_can_be_sent(is_dropped: bool) -> None:
+    raw = FakeSender(failing_sends=4)
+    sender = SafeSender(pb_utils, raw)
+    if not is_dropped:
+        sender.send_last("image")
+        sender.send_last("nobody gets this")
+    del sender
+    gc.collect()
+    start_s = time.monotonic()
+    while not raw.is_final:
+        assert time.monotonic() - start_s < 5.0
+        time.sleep(0.01)
     assert raw.errors == ["INTERNAL: the response could not be sent: No space left on device"]
 
 

@@ -10,9 +10,12 @@ import psutil
 
 from tetriserve_backend.cli.launcher.processes import stub_processes
 
-_STACK_BYTES = 256 * 2**20
-"""Triton parses a form-encoded body on the stack of its HTTP thread, and a large one crashes the server.
-New threads take their stack from this limit; it costs address space, not memory."""
+_STACK_BYTES = 2**30
+"""Triton parses a form-encoded body on the stack of its HTTP thread, two bytes for each of the body's, and one
+that does not fit crashes the server. New threads take their stack from this limit (which must not be unlimited:
+that means 2 MB to glibc); it costs address space, not memory."""
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+_NEVER_OVERCOMMIT = "2"
 
 
 class TritonServer:
@@ -41,8 +44,7 @@ class TritonServer:
     def start(self) -> None:
         """Start the process; it is not ready yet."""
         soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-        wanted = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_STACK, (_stack_limit(soft, hard), hard))
         try:
             self._process = self._spawn()
         finally:
@@ -93,6 +95,14 @@ class TritonServer:
             return start(self._command, **options)
         with self._log_path.open("ab") as log:
             return start(self._command, stdout=log, stderr=subprocess.STDOUT, **options)
+
+
+def _stack_limit(soft: int, hard: int) -> int:
+    """What the server gets: much, unless address space is not to be had for nothing here."""
+    is_scarce = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if is_scarce or (_OVERCOMMIT.exists() and _OVERCOMMIT.read_text().strip() == _NEVER_OVERCOMMIT):
+        return soft
+    return _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
 
 
 def describe_exit(status: int) -> str:
