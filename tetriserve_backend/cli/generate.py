@@ -93,6 +93,11 @@ def _is_http(url: str) -> bool:
     return url.startswith("http://")
 
 
+def _grpc_address(url: str) -> str:
+    """`HOST:PORT`, which is all that gRPC takes."""
+    return url.removeprefix("grpc://").rstrip("/")
+
+
 def _over_http(url: str, request: ImageRequest, timeout_s: float | None, console: Console) -> GenerateResult:
     with console.status("waiting for the image"):
         return HttpTetriserveClient(url).send(request, timeout_s=timeout_s)
@@ -100,7 +105,7 @@ def _over_http(url: str, request: ImageRequest, timeout_s: float | None, console
 
 def _by_stream(url: str, request: ImageRequest, timeout_s: float | None, console: Console) -> GenerateResult:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar, TetriserveClient(url.removeprefix("grpc://")) as client:
+    with Progress(*columns, console=console) as bar, TetriserveClient(_grpc_address(url)) as client:
         task = bar.add_task("waiting", total=request.steps)
 
         def show(progress: StepProgress) -> None:

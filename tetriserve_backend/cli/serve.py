@@ -10,9 +10,10 @@ import typer
 
 from tetriserve_backend.cli.launcher.plan import make_plan
 from tetriserve_backend.cli.launcher.ports import claim_endpoints
+from tetriserve_backend.cli.launcher.preflight import check_before_start
 from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
-from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import (
     build_settings,
@@ -22,6 +23,7 @@ from tetriserve_backend.triton_adapter.settings_sources import (
     read_settings_file,
 )
 
+_MAX_PORT = 65535
 _DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT, _DEFAULT_METRICS_PORT = 8000, 8001, 8002
 
 
@@ -30,9 +32,11 @@ def serve(
     *,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for everybody.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port of HTTP; 0 for any.")] = _DEFAULT_HTTP_PORT,
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC; 0 for any.")] = _DEFAULT_GRPC_PORT,
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 for any.")] = _DEFAULT_METRICS_PORT,
+    http_port: Annotated[int, typer.Option(min=0, max=_MAX_PORT, help="Port of HTTP; 0 for any.")] = _DEFAULT_HTTP_PORT,
+    grpc_port: Annotated[int, typer.Option(min=0, max=_MAX_PORT, help="Port of gRPC; 0 for any.")] = _DEFAULT_GRPC_PORT,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=_MAX_PORT, help="Port of the metrics; 0 for any.")
+    ] = _DEFAULT_METRICS_PORT,
     model: Annotated[str | None, typer.Option(help="demo-flux, a diffusers folder, or a hub id.")] = None,
     world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
     policy: Annotated[str | None, typer.Option(help="tetriserve, rssp, fcfs-optimal-shape or fixed-sp<k>.")] = None,
@@ -47,8 +51,8 @@ def serve(
 
     What follows -- goes to tritonserver. A first Ctrl-C lets running requests finish, a second one does not.
 
-    Exit status: 0 stopped when asked to; 1 the server could not start; 2 wrong options or settings;
-    3 gave up after repeated failures; 130 stopped at once.
+    Exit status: 0 stopped when asked to; 1 the server could not start; 2 options, settings or files that are
+    wrong whatever the model and the machine; 3 gave up after repeated failures; 130 stopped at once.
     """
     try:
         options: dict[str, object] = {
@@ -58,10 +62,11 @@ def serve(
             "timeline": str(timeline.absolute()) if timeline else None,
         }
         settings = _settings(config, assignments or [], options)
+        check_before_start(settings, {"--log-file": log_file, "--state-file": state_file})
         endpoints = claim_endpoints(host, http_port, grpc_port, metrics_port)
         log_path = log_file.absolute() if log_file else None
         plan = make_plan(settings, endpoints, context.args, log_path)
-    except ConfigurationError as error:
+    except (ConfigurationError, LatencyTableError) as error:
         say(str(error))
         raise typer.Exit(ExitCode.WRONG_CONFIGURATION) from error
     say(f"starting {plan.installation.server} with {settings.model.path}, policy {settings.scheduler.policy}")

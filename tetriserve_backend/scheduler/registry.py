@@ -11,7 +11,29 @@ from tetriserve_backend.scheduler.policy import Policy
 from tetriserve_backend.scheduler.rounds import RoundPolicy
 from tetriserve_backend.scheduler.rssp import make_rssp
 
+_NAMES = ("tetris", "tetriserve", "rssp", "fcfs-optimal-shape")
 _FIXED = re.compile(r"fixed-sp([1-9][0-9]*)")
+
+
+def check_policy_name(name: str, world_size: int | None = None) -> None:
+    """Refuse what no latency table could make a policy of, before there is one.
+
+    Args:
+        name: of the policy.
+        world_size: ranks, where it is known already.
+
+    Raises:
+        ConfigurationError: lists what is allowed.
+    """
+    fixed = _FIXED.fullmatch(name)
+    size = int(fixed[1]) if fixed else 0
+    is_group = size > 0 and size & (size - 1) == 0 and size <= (world_size or size)
+    if name not in _NAMES and not is_group:
+        widest = f" up to {world_size}" if world_size else ""
+        raise ConfigurationError(
+            f"scheduler.policy: unknown policy {name!r}; allowed: {', '.join(_NAMES)}, "
+            f"fixed-sp<k> with k a power of two{widest}"
+        )
 
 
 def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: int) -> Policy:
@@ -28,7 +50,7 @@ def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: in
         # Brings a compiler with it, which no other policy should have to load.
         from tetriserve_backend.scheduler.tetris.policy import TetrisPolicy  # noqa: PLC0415
 
-        return TetrisPolicy(settings, costs, world_size)
+        return TetrisPolicy(settings, CostModel(table, min(world_size, settings.pod_size)), world_size)
     if settings.policy == "rssp":
         return make_rssp(settings, costs)
     pieces = settings.max_segment_steps
@@ -47,5 +69,5 @@ def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: in
         return ExclusiveGroupPolicy(
             settings.policy, costs, lambda request: size, max_segment_steps=pieces, backfill=False
         )
-    allowed = ["tetris", "tetriserve", "rssp", "fcfs-optimal-shape", *(f"fixed-sp{degree}" for degree in degrees)]
+    allowed = [*_NAMES, *(f"fixed-sp{degree}" for degree in degrees)]
     raise ConfigurationError(f"scheduler.policy: unknown policy {settings.policy!r}; allowed: {', '.join(allowed)}")

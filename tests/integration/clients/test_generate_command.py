@@ -32,7 +32,7 @@ def test_image_is_written_and_its_story_told(server: Server, tmp_path: Path) -> 
 
 
 def test_late_image_is_called_late(server: Server, tmp_path: Path) -> None:
-    run = generate("x", "--size", "128x128", "--slo", "0.001", "--url", server.grpc_url, cwd=tmp_path)
+    run = generate("x", "--size", "128x128", "--slo", "0.001", "--url", f"grpc://{server.grpc_url}/", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "deadline missed" in run.stdout
 

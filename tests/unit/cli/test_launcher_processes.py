@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tetriserve_backend.cli.launcher.log_tail import LogTail
-from tetriserve_backend.cli.launcher.probe import ProbeError, ProbeLoop
+from tetriserve_backend.cli.launcher.probe import ProbeError, ProbeLoop, RankWatch
 from tetriserve_backend.cli.launcher.processes import RUN_ID_VARIABLE, Run, clean_up, marked_processes
 from tetriserve_backend.cli.launcher.reaper import Reaper
 from tetriserve_backend.cli.launcher.restarts import RestartBudget
@@ -118,6 +118,17 @@ def test_probes_must_fail_in_a_row_before_the_server_counts_as_dead() -> None:
         time.sleep(0.001)
     assert "2 probes in a row failed" in loop.unhealthy
     assert list(outcomes) == []
+
+
+def test_server_without_any_rank_counts_as_dead_after_a_while() -> None:
+    watch = RankWatch(120.0)
+    watch.check({"ranks": []}, 0.0)
+    watch.check({"ranks": [0]}, 100.0)
+    watch.check({"ranks": []}, 130.0)
+    watch.check({"ranks": []}, 250.0)
+    with pytest.raises(ProbeError, match="no rank has been usable for more than 120 s"):
+        watch.check({"ranks": []}, 250.1)
+    watch.check({"ranks": [1]}, 251.0)
 
 
 def test_exits_are_told_in_words() -> None:

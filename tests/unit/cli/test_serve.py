@@ -22,6 +22,15 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
         (("--world-size", "0"), "executor.world_size"),
         (("--", "--http-port=9"), "--http-port: set by tetriserve itself"),
+        (("--http-port", "99999"), "--http-port"),
+        (("--policy", "nonsense"), "unknown policy 'nonsense'; allowed: tetris, tetriserve, rssp"),
+        (("--policy", "fixed-sp3"), "k a power of two"),
+        (("--policy", "fixed-sp4", "--world-size", "2"), "k a power of two up to 2"),
+        (("--set", "latency_table=nowhere.latency.json"), "nowhere.latency.json: cannot be read"),
+        (("--set", "request.num_inference_steps=500"), "max_num_inference_steps = 200"),
+        (("--log-file", "/proc/nowhere/log"), "--log-file /proc/nowhere/log: "),
+        (("--state-file", "/proc/nowhere/state"), "--state-file /proc/nowhere/state: "),
+        (("--timeline", "/proc/nowhere/timeline"), "timeline /proc/nowhere/timeline: "),
     ],
 )
 def test_wrong_settings_end_with_status_2_and_a_reason(arguments: tuple[str, ...], expected: str) -> None:

@@ -61,9 +61,10 @@ def _bind(option: str, host: str, port: int) -> socket.socket:
         holder = socket.socket(family, socket.SOCK_STREAM)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"--{option} {port} on --host {host}: {error.strerror or error}; allowed: a free port, or 0 for any"
+            f"--{option} {port} on --host {host}: {reason}; allowed: a free port, or 0 for any"
         ) from error
     return holder
 

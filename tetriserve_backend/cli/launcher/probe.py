@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,31 @@ class ServerClient:
             raise ProbeError(f"{path}: {error or type(error).__name__}") from error
         finally:
             connection.close()
+
+
+class RankWatch:
+    """Tells when no rank has been usable for too long: such a server answers its probes but makes no image.
+
+    Args:
+        timeout_s: how long that may last; a lost rank needs some time to load its model anew.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._since_s: float | None = None
+
+    def check(self, status: Mapping[str, Any], now_s: float) -> None:
+        """Take note of what `op=status` told.
+
+        Raises:
+            ProbeError: no rank has been usable for longer than the timeout.
+        """
+        if status.get("ranks"):
+            self._since_s = None
+            return
+        self._since_s = now_s if self._since_s is None else self._since_s
+        if now_s - self._since_s > self._timeout_s:
+            raise ProbeError(f"no rank has been usable for more than {self._timeout_s:g} s")
 
 
 class ProbeLoop:

@@ -17,7 +17,16 @@ MODELS: Final = ("preprocess", "denoise", "postprocess", "tetriserve", "tetriser
 
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "preprocess": ("request",),
-    "denoise": ("request", "model", "executor", "scheduler", "engine", "latency_table", "quick_resolutions", "timeline"),
+    "denoise": (
+        "request",
+        "model",
+        "executor",
+        "scheduler",
+        "engine",
+        "latency_table",
+        "quick_resolutions",
+        "timeline",
+    ),
     "tetriserve_infer": ("front",),
 }
 """Which settings each model reads."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tetriserve_backend.cli.launcher.log_tail import LogTail
 from tetriserve_backend.cli.launcher.plan import LaunchPlan
-from tetriserve_backend.cli.launcher.probe import ProbeError, ProbeLoop, ServerClient
+from tetriserve_backend.cli.launcher.probe import ProbeError, ProbeLoop, RankWatch, ServerClient
 from tetriserve_backend.cli.launcher.processes import clean_up, kill_marked, remove_shared_memory
 from tetriserve_backend.cli.launcher.reaper import Reaper
 from tetriserve_backend.cli.launcher.restarts import RestartBudget
@@ -127,8 +127,9 @@ class Supervisor:
 
     def _watch(self, server: TritonServer) -> str | None:
         """None when a stop was asked for, else what died."""
+        ranks = RankWatch(self._settings.no_rank_timeout_s)
         probes = ProbeLoop(
-            lambda: self._client.probe(self._settings.probe_timeout_s),
+            lambda: ranks.check(self._client.probe(self._settings.probe_timeout_s), time.monotonic()),
             self._settings.probe_interval_s,
             self._settings.probe_failures,
         )
