@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -13,8 +14,11 @@ from typing import Any
 from tetriserve_backend.domain import ServerError
 from tetriserve_backend.executor.python_process import child_environment, python_command
 
+_log = logging.getLogger(__name__)
 _NURSERY_MODULE = "tetriserve_backend.executor.nursery"
 _END_TIMEOUT_S = 1.0
+# A process that holds a GPU takes seconds to go.
+_KILL_GRACE_S = 30.0
 
 
 class RankProcesses:
@@ -36,6 +40,7 @@ class RankProcesses:
         self._listener: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._alive: set[str] = set()
+        self._doomed: dict[str, asyncio.TimerHandle] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self._pids: dict[str, int] = {}
@@ -58,9 +63,10 @@ class RankProcesses:
         self._order({"order": "spawn", "name": name, "spec": spec})
 
     def kill(self, name: str) -> None:
-        """Kill a rank; `on_exit` follows."""
-        if name in self._alive:
+        """Kill a rank; `on_exit` follows, also when the nursery does not obey: then it dies with all ranks."""
+        if name in self._alive and name not in self._doomed:
             self._order({"order": "kill", "name": name})
+            self._doomed[name] = asyncio.get_running_loop().call_later(_KILL_GRACE_S, self._kill_nursery, name)
 
     def pid(self, name: str) -> int | None:
         """The process id of a running rank."""
@@ -84,6 +90,9 @@ class RankProcesses:
         if self._process is not None:
             await asyncio.to_thread(_await_end, self._process)
             self._process = None
+        for timer in self._doomed.values():
+            timer.cancel()
+        self._doomed.clear()
         self._alive.clear()
         self._pids.clear()
 
@@ -131,17 +140,25 @@ class RankProcesses:
                     self._pids[event["name"]] = event["pid"]
                 else:
                     self._gone(event["name"], event["code"])
-        # The nursery is dead, and the kernel has killed its ranks.
+        # The nursery is dead, and the kernel has killed its ranks: these, and none that is born from here on.
+        orphans, process = sorted(self._alive), self._process
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if self._process is not None:
-            status = await asyncio.to_thread(_await_end, self._process)
-            for name in sorted(self._alive):
+        if process is not None:
+            status = await asyncio.to_thread(_await_end, process)
+            for name in orphans:
                 self._gone(name, status)
+
+    def _kill_nursery(self, name: str) -> None:
+        if self._process is not None:
+            _log.error("rank process %s does not end: killing the process that starts ranks, and all of them", name)
+            self._process.kill()
 
     def _gone(self, name: str, status: int) -> None:
         self._pids.pop(name, None)
+        if (timer := self._doomed.pop(name, None)) is not None:
+            timer.cancel()
         if name in self._alive:
             self._alive.remove(name)
             if not self._alive:
