@@ -34,8 +34,12 @@ class ExecutorSettings(BaseModel):
         world_size: ranks; None means 2 on CPU and every visible GPU on CUDA.
         threads_per_rank: intra-op threads of each rank (CPU only).
         group_timeout_s: a collective that takes longer fails its group.
-        segment_timeout_s: a segment that runs longer gets its ranks killed.
-        start_timeout_s: loading the model and forming the groups must end within this.
+        segment_timeout_s: a segment that runs longer gets its ranks killed; one of known length much sooner.
+        start_timeout_s: at the start of the server, loading the model and forming the groups must end within this.
+        respawn_timeout_s: a rank that replaces a lost one must have loaded the model within this, or is killed and
+            tried again. None takes thrice what the slowest rank needed at the start, at least 60 s and at most
+            `start_timeout_s`.
+        form_timeout_s: forming all groups anew must end within this, or the ranks that are not done are killed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,3 +49,5 @@ class ExecutorSettings(BaseModel):
     group_timeout_s: float = Field(default=60.0, gt=0)
     segment_timeout_s: float = Field(default=120.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
+    respawn_timeout_s: float | None = Field(default=None, gt=0)
+    form_timeout_s: float = Field(default=60.0, gt=0)

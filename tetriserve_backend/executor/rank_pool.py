@@ -4,11 +4,13 @@ import asyncio
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from tetriserve_backend.domain import ServerError
 from tetriserve_backend.executor import wire
 from tetriserve_backend.executor.message_server import MessageServer
 from tetriserve_backend.executor.rank_processes import RankProcesses
@@ -18,6 +20,7 @@ _log = logging.getLogger(__name__)
 _MAX_FAILED_STARTS = 5
 _FIRST_BACK_OFF_S = 0.5
 _STOP_GRACE_S = 1.0
+_LEAST_RESPAWN_S, _RESPAWN_FACTOR = 60.0, 3.0
 _SOCKET = "ranks.sock"
 _LONGEST_SOCKET_PATH = 100
 
@@ -37,23 +40,43 @@ class RankListener(Protocol):
 
 @dataclass(slots=True)
 class _Rank:
-    """One place in the world. `name` tells its present process from earlier ones."""
+    """One place in the world.
+
+    Attributes:
+        name: tells its present process from earlier ones.
+        failed_starts: since it was last good.
+        deadline: ends the present process unless it has loaded the model by then.
+    """
 
     name: str
     births: int = 0
     failed_starts: int = 0
     alive: bool = False
+    born_s: float = 0.0
+    deadline: asyncio.TimerHandle | None = None
+
+    def disarm(self) -> None:
+        """Call the deadline off."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
 
 class RankPool:
     """Starts ranks, replaces those that die, and carries messages to and fro.
 
     A rank that dies before `mark_good` counts as a failed start: the next attempt waits longer, and
-    after a few the rank is given up.
+    after a few the rank is given up. A rank that takes too long to load the model is killed.
+
+    Args:
+        listener: is told of the ranks.
+        respawn_timeout_s: how long a rank that replaces another may load; None derives it from the first ones.
     """
 
-    def __init__(self, listener: RankListener) -> None:
+    def __init__(self, listener: RankListener, respawn_timeout_s: float | None = None) -> None:
         self._listener = listener
+        self._respawn_timeout_s = respawn_timeout_s
+        self._slowest_start_s = 0.0
         self._server = MessageServer(self._on_message)
         self._processes: RankProcesses | None = None
         self._scratch: Path | None = None
@@ -104,8 +127,9 @@ class RankPool:
         self._closing = True
         for birth in self._births:
             birth.cancel()
-        for rank in range(len(self._ranks)):
-            self.send(rank, wire.Stop())
+        for number, rank in enumerate(self._ranks):
+            rank.disarm()
+            self.send(number, wire.Stop())
         if self._processes is not None:
             await self._processes.wait_until_empty(_STOP_GRACE_S)
             await self._processes.close()
@@ -127,17 +151,37 @@ class RankPool:
         place = self._ranks[rank]
         place.births += 1
         place.name, place.alive = f"{rank}.{place.births}", True
+        place.born_s = time.monotonic()
+        limit_s = self._load_limit_s(place, self._spec.start_timeout_s)
+        place.deadline = asyncio.get_running_loop().call_later(limit_s, self._on_deadline, rank, limit_s)
         spec = replace(self._spec, rank=rank, name=place.name)
         try:
             await self._processes.spawn(place.name, SPEC_ADAPTER.dump_python(spec, mode="json"))
-        except OSError as error:
-            self._on_exit(place.name, 1)
+        except (OSError, ServerError) as error:
             _log.error("rank %d could not be started: %s", rank, error)
+            self._on_exit(place.name, 1)
+
+    def _load_limit_s(self, place: _Rank, start_timeout_s: float) -> float:
+        if place.births == 1:
+            return start_timeout_s
+        derived_s = max(_LEAST_RESPAWN_S, _RESPAWN_FACTOR * self._slowest_start_s)
+        return self._respawn_timeout_s or min(derived_s, start_timeout_s)
+
+    def _on_deadline(self, rank: int, limit_s: float) -> None:
+        _log.error("killing rank %d: it did not load the model within %g s", rank, limit_s)
+        self.kill(rank)
+
+    def _on_loaded(self, place: _Rank) -> None:
+        place.disarm()
+        if place.births == 1:
+            self._slowest_start_s = max(self._slowest_start_s, time.monotonic() - place.born_s)
 
     def _on_message(self, name: str, message: wire.Message, tensors: tuple[wire.HostTensor, ...]) -> None:
         rank = self._find(name)
         # What an earlier process of this rank had still sent is of no use.
         if rank is not None and not self._closing:
+            if isinstance(message, wire.Loaded):
+                self._on_loaded(self._ranks[rank])
             self._listener.on_message(rank, message, tensors)
 
     def _on_exit(self, name: str, status: int) -> None:
@@ -146,6 +190,7 @@ class RankPool:
             return
         place = self._ranks[rank]
         place.alive = False
+        place.disarm()
         reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         _log.warning("rank %d is gone (%s)", rank, reason)
         if place.failed_starts >= _MAX_FAILED_STARTS:

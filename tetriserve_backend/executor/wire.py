@@ -1,5 +1,6 @@
 """Every message between the parent and its ranks, and how it becomes frames: JSON and raw tensors, no pickle."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
@@ -169,11 +170,24 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(
 
 
 class WireError(Exception):
-    """A message that is not one of ours; a bug, or somebody else at the socket."""
+    """A message that is not one of ours; a bug, or somebody else at the socket.
+
+    Attributes:
+        segment_id: of the segment that the message tells to run, if it is that far in order. Each of its
+            ranks gets the same message, so each refuses it.
+    """
+
+    def __init__(self, problem: str, segment_id: int | None = None) -> None:
+        super().__init__(problem)
+        self.segment_id = segment_id
 
 
 def encode(message: Message, tensors: Sequence[HostTensor] = ()) -> list[Buffer]:
-    """Frames of a message; `tensors` in the order in which the message lists their headers."""
+    """Frames of a message; `tensors` in the order in which the message lists their headers.
+
+    Raises:
+        ValueError: a value of the message cannot be written, such as half of a surrogate pair in a text.
+    """
     return [_ADAPTER.dump_json(message), *(tensor.data for tensor in tensors)]
 
 
@@ -186,8 +200,17 @@ def decode(frames: Sequence[zmq.Frame]) -> tuple[Message, tuple[HostTensor, ...]
     try:
         message = _ADAPTER.validate_json(frames[0].bytes)
     except ValidationError as error:
-        raise WireError(f"not a message: {error}") from error
+        raise WireError(f"not a message: {error}", _segment_id(frames[0].bytes)) from error
     headers = message.tensors if isinstance(message, Perform | PartDone) else ()
     if len(headers) != len(frames) - 1:
         raise WireError(f"{message.kind}: {len(headers)} tensors announced, {len(frames) - 1} received")
     return message, tuple(HostTensor(h, f.buffer) for h, f in zip(headers, frames[1:], strict=True))
+
+
+def _segment_id(header: bytes) -> int | None:
+    try:
+        message = json.loads(header)
+        found = message["command"]["segment"]["segment_id"] if message["kind"] == "perform" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None

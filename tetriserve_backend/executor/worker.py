@@ -16,9 +16,9 @@ import zmq
 from torch._C._distributed_c10d import TCPStore
 
 from tetriserve_backend.executor import wire, xfuser_cpu
+from tetriserve_backend.executor.rendezvous import LOOPBACK
 from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, RankSpec
 
-_LOOPBACK = "127.0.0.1"
 _LINGER_MS = 500
 _SOFTWARE = ("torch", "xfuser", "diffusers", "transformers")
 
@@ -62,7 +62,7 @@ class Worker:
             self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
             self._runner = SegmentRunner(self._model, self._groups, self._tell_step)
             timeout = timedelta(seconds=spec.start_timeout_s)
-            self._store = TCPStore(_LOOPBACK, spec.store_port, is_master=False, timeout=timeout)
+            self._store = TCPStore(LOOPBACK, spec.store_port, is_master=False, timeout=timeout)
         except Exception as error:
             logging.getLogger(__name__).exception("cannot start")
             self._send(wire.StartFailed(f"{type(error).__name__}: {error}"))
@@ -77,7 +77,13 @@ class Worker:
     def serve(self) -> None:
         """Perform messages in order until `Stop`."""
         while True:
-            message, tensors = wire.decode(self._socket.recv_multipart(copy=False))
+            try:
+                message, tensors = wire.decode(self._socket.recv_multipart(copy=False))
+            except wire.WireError as error:
+                if error.segment_id is None:
+                    raise
+                self._send(wire.PartFailed(error.segment_id, str(error), "work", group_broken=False))
+                continue
             if isinstance(message, wire.Perform):
                 outcome, results = self._runner.run(message.command, tensors)
                 self._send(outcome, results)

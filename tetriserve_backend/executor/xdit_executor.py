@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import logging
-import socket
 import time
-from datetime import timedelta
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tetriserve_backend.executor.host_store import HostStore
 from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
 from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
+from tetriserve_backend.executor.rendezvous import host_rendezvous
 from tetriserve_backend.executor.worker_spec import RankSpec
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _WATCH_PERIOD_S = 0.5
-_LOOPBACK = "127.0.0.1"
 
 
 class XditExecutor:
@@ -54,7 +54,7 @@ class XditExecutor:
         self.text_tokens, self.num_heads = 0, 0
         self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
         self._store = HostStore()
-        self._pool = RankPool(self)
+        self._pool = RankPool(self, executor.respawn_timeout_s)
         self._dispatcher: Dispatcher | None = None
         self._rendezvous: TCPStore | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -62,6 +62,9 @@ class XditExecutor:
         self._loaded: set[int] = set()
         self._generation = 0
         self._unformed: set[int] = set()
+        self._form_deadline_s = 0.0
+        self._actions: deque[Action] = deque()
+        self._is_performing = False
 
     async def start(self) -> None:
         """Start the ranks, load the model, form the groups. Does nothing if that has been done.
@@ -175,7 +178,7 @@ class XditExecutor:
         machine = await asyncio.to_thread(inspect_machine, self._model, settings)
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
-        self._rendezvous = await asyncio.to_thread(_host_rendezvous)
+        self._rendezvous = await asyncio.to_thread(host_rendezvous)
         self.device, self.world_size, self.dtype = machine.device, machine.world_size, machine.dtype
         self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, machine.device == "cpu")
         self._pool.start(self._spec(machine, directory, endpoint, self._rendezvous.port))
@@ -209,6 +212,7 @@ class XditExecutor:
 
     def _form_world(self) -> None:
         self._generation += 1
+        self._form_deadline_s = time.monotonic() + self._settings.form_timeout_s
         self._unformed = set(range(self.world_size))
         for rank in range(self.world_size):
             self._pool.send(rank, wire.FormWorld(self._generation))
@@ -235,43 +239,55 @@ class XditExecutor:
             _log.error("rank %d could not start: %s", rank, reason)
 
     def _perform(self, actions: list[Action]) -> None:
-        for action in actions:
-            if isinstance(action, SendSegment):
-                self._send_segment(action)
-            elif isinstance(action, SendHeal):
-                for rank in action.ranks:
-                    self._pool.send(rank, wire.HealGroup(action.ranks, action.number))
-            elif isinstance(action, SendForget):
-                for rank in range(self.world_size):
-                    self._pool.send(rank, wire.Forget(action.request_id))
-            elif isinstance(action, KillRanks):
-                _log.warning("killing ranks %s: %s", action.ranks, action.reason)
-                for rank in action.ranks:
-                    self._pool.kill(rank)
-            else:
-                self._events.put_nowait(action)
+        """Do these in order, behind those that are being done: an action may lead to others."""
+        self._actions.extend(actions)
+        if self._is_performing:
+            return
+        self._is_performing = True
+        try:
+            while self._actions:
+                self._do(self._actions.popleft())
+        finally:
+            self._is_performing = False
+
+    def _do(self, action: Action) -> None:
+        if isinstance(action, SendSegment):
+            self._send_segment(action)
+        elif isinstance(action, SendHeal):
+            for rank in action.ranks:
+                self._pool.send(rank, wire.HealGroup(action.ranks, action.number))
+        elif isinstance(action, SendForget):
+            for rank in range(self.world_size):
+                self._pool.send(rank, wire.Forget(action.request_id))
+        elif isinstance(action, KillRanks):
+            self._kill(action.ranks, action.reason)
+        else:
+            self._events.put_nowait(action)
 
     def _send_segment(self, action: SendSegment) -> None:
-        for rank in action.command.segment.placement.ranks:
+        segment = action.command.segment
+        for rank in segment.placement.ranks:
             tensors = action.tensors.get(rank, ())
-            self._pool.send(rank, wire.Perform(action.command, tuple(t.header for t in tensors)), tensors)
+            message = wire.Perform(action.command, tuple(t.header for t in tensors))
+            try:
+                self._pool.send(rank, message, tensors)
+            except ValueError as error:
+                # What cannot be written for one rank cannot for any: no rank has got it.
+                failure = wire.PartFailed(segment.segment_id, f"it cannot be sent: {error}", "work", False)
+                self._perform(self._running_dispatcher().part_failed(rank, failure, time.monotonic()))
+
+    def _kill(self, ranks: Iterable[int], reason: str) -> None:
+        _log.warning("killing ranks %s: %s", tuple(ranks), reason)
+        for rank in ranks:
+            self._pool.kill(rank)
 
     async def _watch_over(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_PERIOD_S)
             self._perform(self._running_dispatcher().overdue(time.monotonic()))
-
-
-def _host_rendezvous() -> "TCPStore":
-    """A store that outlives any rank, at a port that only this machine can reach."""
-    from torch._C._distributed_c10d import TCPStore  # noqa: PLC0415  (takes seconds: not at import)
-
-    listener = socket.create_server((_LOOPBACK, 0))
-    port = listener.getsockname()[1]
-    return TCPStore(
-        _LOOPBACK, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60),
-        master_listen_fd=listener.detach(),
-    )  # fmt: skip
+            if self._unformed and time.monotonic() > self._form_deadline_s:
+                limit_s = self._settings.form_timeout_s
+                self._kill(sorted(self._unformed), f"their groups were not formed within {limit_s:g} s")
 
 
 def _look_at_result(future: "asyncio.Future[Any]") -> None:

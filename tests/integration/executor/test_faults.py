@@ -4,9 +4,11 @@ import os
 import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.integration.executor.conftest import Reference
 from tests.integration.executor.driver import CREATE, RESIDENT, Driver, broadcast, host, make_request
@@ -163,6 +165,63 @@ def test_command_that_is_wrong_about_tensors_is_reported_and_nothing_hangs(
     rest = [world.denoise(request, (0, 1), 2, 2, host(0), host(0)), world.decode(request, 0, RESIDENT)]
     assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(rest))
     assert_same_image(world.image(request), reference(tiny_model, request, 64))
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_request_that_cannot_be_written_or_read_costs_no_rank(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    pids = world.executor.worker_pids()
+    half_a_step, no_unicode = make_request(num_steps=2.5), make_request(prompt="\ud800")
+    for request in (half_a_step, no_unicode):
+        failed = world.run([world.encode(request, 0)])[0]
+        assert isinstance(failed, SegmentFailed)
+        assert not failed.retryable
+    shared = world.run([world.denoise(half_a_step, (0, 1), 0, 1, CREATE, CREATE)])[0]
+    assert isinstance(shared, SegmentFailed)
+    assert not shared.retryable
+    request = make_request()
+    assert_same_image(world.generate(request, ((ALL, 4),)), reference(tiny_model, request, 64))
+    assert world.executor.worker_pids() == pids
+
+
+def test_stuck_rank_is_found_soon_and_stalls_only_its_own_request(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    struck, spared = make_request(seed=8, num_steps=6), make_request(seed=9)
+    first_half(world, struck, (3,), 2)
+    stuck_rank = world.executor.worker_pids()[3]
+    os.kill(stuck_rank, signal.SIGSTOP)
+    stuck_s = time.monotonic()
+    stuck = world.send(replace(world.denoise(struck, (3,), 2, 4, RESIDENT, RESIDENT), expected_s=0.1))
+    behind = world.send(world.decode(struck, 2, host(2)))
+    # On the rank that keeps a place for the decode.
+    ours = world.generate(spared, (((2,), 2), ((0, 1), 2)), encode_on=2, decode_on=2)
+    assert time.monotonic() - stuck_s < 3.0
+    assert_same_image(ours, reference(tiny_model, spared, 64))
+    assert all(isinstance(outcome, SegmentFailed) for outcome in world.outcomes([stuck, behind]))
+    world.executor.release(struck.request_id)
+    world.reform()
+
+
+def test_request_that_ends_early_leaves_nothing_behind(world: Driver) -> None:
+    request = make_request(num_steps=6)
+    ids = [world.send(command) for command in world.whole(request, (((0,), 3), ((2,), 3)), decode_on=1)]
+    world.executor.release(request.request_id)
+    finished = [isinstance(outcome, SegmentFinished) for outcome in world.outcomes(ids)]
+    assert finished == [True, True, False, False]
+    assert request.request_id not in world.executor._store._tensors
+
+
+def test_rank_that_hangs_while_groups_are_formed_is_replaced(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    os.kill(world.executor.worker_pids()[1], signal.SIGKILL)
+    world.wait_for(WorkerReady)
+    os.kill(world.executor.worker_pids()[2], signal.SIGSTOP)
+    world.reform()
+    request = make_request()
+    assert_same_image(world.generate(request, ((ALL, 4),)), reference(tiny_model, request, 64))
 
 
 def test_segments_for_a_lost_rank_are_refused_until_the_world_is_whole(world: Driver) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.executor.driver import Driver, make_request
 from tetriserve_backend.domain import ConfigurationError, ServerError
-from tetriserve_backend.engine.events import WorldFormed
+from tetriserve_backend.engine.events import WorkerReady, WorldFormed
 from tetriserve_backend.executor import rank_pool
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_flux import demo_flux_directory, ensure_demo_flux
@@ -145,6 +145,23 @@ def test_rank_that_never_starts_again_is_given_up_and_the_engine_is_told(
         os.kill(driver.executor.worker_pids()[1], signal.SIGKILL)
         with pytest.raises(ServerError, match="rank 1 is given up"):
             driver.wait_for(WorldFormed)
+    finally:
+        driver.stop()
+
+
+def test_rank_that_hangs_while_it_loads_is_replaced(tiny_model: Path) -> None:
+    settings = ExecutorSettings(world_size=1, respawn_timeout_s=3.0)
+    driver = Driver(ModelSettings(path=str(tiny_model)), settings).start()
+    try:
+        (first,) = driver.executor.worker_pids().values()
+        os.kill(first, signal.SIGKILL)
+        while (second := driver.executor.worker_pids().get(0, first)) == first:
+            driver.do(asyncio.sleep(0.001))
+        os.kill(second, signal.SIGSTOP)
+        driver.wait_for(WorkerReady)
+        assert driver.executor.worker_pids()[0] not in (first, second)
+        driver.reform()
+        driver.generate(make_request(), (((0,), 4),))
     finally:
         driver.stop()
 

@@ -71,3 +71,16 @@ def test_request_without_a_deadline_can_be_sent() -> None:
 def test_anything_else_is_a_wire_error(frames: list[bytes]) -> None:
     with pytest.raises(wire.WireError):
         wire.decode([zmq.Frame(frame) for frame in frames])
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_segment_that_does_not_follow_the_rules_is_told_by_its_id() -> None:
+    half_a_step = replace(COMMAND, requests=(replace(REQUEST, num_steps=2.5),))  # type: ignore[arg-type]
+    with pytest.raises(wire.WireError) as caught:
+        over_the_wire(wire.Perform(half_a_step, ()))
+    assert caught.value.segment_id == 7
+
+
+def test_text_that_is_no_unicode_is_refused_by_the_sender() -> None:
+    with pytest.raises(ValueError, match="surrogates"):
+        wire.encode(wire.Perform(replace(COMMAND, requests=(replace(REQUEST, prompt="\ud800"),)), ()))
