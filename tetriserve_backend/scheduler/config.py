@@ -30,6 +30,8 @@ class SchedulerSettings(BaseModel):
             sooner, longer costs fewer dispatches.
         plan_tries: packings that `tetris` tries per plan when not everybody can be saved.
         plan_candidates: how many of the dearest requests `tetris` may give up in turn to save others.
+        pod_size: ranks that `tetris` plans as one, a power of two: the widest group, and a node at most. Larger
+            worlds are pods side by side, so that a decision takes no longer in them.
         max_segment_steps: steps that the policies without rounds send at a time; a request can be cancelled,
             and resumes after a lost rank, between two segments.
     """
@@ -47,7 +49,15 @@ class SchedulerSettings(BaseModel):
     segment_seconds: float = Field(default=0.2, gt=0.0)
     plan_tries: int = Field(default=12, ge=1)
     plan_candidates: int = Field(default=4, ge=1)
+    pod_size: int = Field(default=8, ge=1)
     max_segment_steps: int = Field(default=5, ge=1)
+
+    @field_validator("pod_size")
+    @classmethod
+    def _check_pod_size(cls, size: int) -> int:
+        if size & (size - 1):
+            raise ValueError(f"expected a power of two, got {size}")
+        return size
 
     @field_validator("rssp_degrees")
     @classmethod

@@ -84,7 +84,7 @@ def steps_within(profile: Profile, first: int, last: int, speeds: Speeds) -> flo
         index = widest(speeds.degrees, profile.free[i])
         if index >= 0:
             steps += (profile.times[i + 1] - profile.times[i]) * speeds.rates[index]
-    return steps
+    return float(steps)
 
 
 @compiled
@@ -107,6 +107,35 @@ def place(profile: Profile, ready_s: float, due_s: float, steps: float, speeds: 
     if level == num_degrees:
         return -1.0, 0, math.inf
     return take_level(profile, first, last, steps, up_to(speeds, level))
+
+
+@compiled
+def try_place(
+    profile: Profile, scratch: Profile, ready_s: float, due_s: float, work: tuple[float, Speeds]
+) -> tuple[float, int, float]:
+    """What `place` would return for `work` (steps, speeds); the result is in `scratch`, the profile stays as it is."""
+    length = profile.size[0]
+    scratch.times[:length] = profile.times[:length]
+    scratch.free[:length] = profile.free[:length]
+    scratch.size[0] = length
+    steps, speeds = work
+    return place(scratch, max(ready_s, profile.times[0]), due_s, steps, speeds)
+
+
+@compiled
+def earliest_end(profile: Profile, ready_s: float, steps: float, speeds: Speeds) -> float:
+    """When `steps` steps from `ready_s` on could end in what is free, as wide as it goes; inf if never."""
+    for i in range(profile.size[0]):
+        last = i + 1 == profile.size[0]
+        start_s = max(profile.times[i], ready_s)
+        index = widest(speeds.degrees, profile.free[i])
+        if index < 0 or (not last and profile.times[i + 1] <= start_s):
+            continue
+        end_s = start_s + steps / speeds.rates[index]
+        if last or end_s <= profile.times[i + 1]:
+            return float(end_s)
+        steps -= (profile.times[i + 1] - start_s) * speeds.rates[index]
+    return math.inf
 
 
 @compiled

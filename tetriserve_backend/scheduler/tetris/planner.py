@@ -1,5 +1,6 @@
 """The plan for everything that waits or runs: who is saved, who starts now and how wide, what stays free."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, make_profile
-from tetriserve_backend.scheduler.tetris.kernels import choose, is_free, take
+from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, take, try_place
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView
 
@@ -36,17 +37,19 @@ class Situation:
 
 
 class Planner:
-    """Plans one situation after another in arrays of its own; keeps nothing else between them.
+    """Plans one situation after another in arrays of its own; the last one stays to be asked about.
 
     Args:
         shapes: what requests cost.
         max_tries: packings per plan, at most.
         candidates: how many of the dearest requests may be given up in turn.
+        num_ranks: that are free before the first plan.
     """
 
-    def __init__(self, shapes: ShapeRows, max_tries: int, candidates: int) -> None:
+    def __init__(self, shapes: ShapeRows, max_tries: int, candidates: int, num_ranks: int) -> None:
         self._shapes, self._effort = shapes, (max_tries, candidates)
-        self._left = make_profile(_FIRST_ROOM)
+        self._left, self._tried = make_profile(_FIRST_ROOM), make_profile(_FIRST_ROOM)
+        self._left.free[0], self._left.size[0] = num_ranks, 1
         self.rows: list[int] = []
         self.saved: list[bool] = []
         self.first_degree: list[int] = []
@@ -75,6 +78,38 @@ class Planner:
         self._make_room(int(self._left.size[0]) + 2)
         take(self._left, ranks, self._left.times[0], until_s)
 
+    def forget(self, situation: Situation) -> None:
+        """Nothing waits: what is free is what the ranks leave that are busy now."""
+        start = _profile(situation)
+        length = int(start.size[0])
+        self._left.size[0] = 0
+        self._make_room(length)
+        self._left.times[:length], self._left.free[:length] = start.times, start.free
+        self._left.size[0] = length
+
+    def try_to_add(self, view: RequestView, now_s: float) -> float:
+        """GPU-seconds of one more request, from now on, in what the last plan leaves free; inf if it would be late."""
+        self._make_room(int(self._left.size[0]) + 16)
+        if len(self._tried.times) < len(self._left.times):
+            self._tried = make_profile(len(self._left.times))
+        row = self._shapes.row(view.request)
+        work = (float(view.remaining_steps), self._shapes.speeds(row))
+        cost, _, _ = try_place(self._left, self._tried, now_s, self._due_s(view, row), work)
+        return cost if cost >= 0.0 else math.inf
+
+    def keep_added(self) -> None:
+        """Take what the last `try_to_add` would take; it must have succeeded."""
+        self._left, self._tried = self._tried, self._left
+
+    def finish_s(self, index: int, situation: Situation) -> float:
+        """When a request of the last plan should have its image; a late one as soon as what is left free allows."""
+        view, row = situation.requests[index], self.rows[index]
+        end_s = self.end_s[index]
+        if not self.saved[index]:
+            ready_s = max(situation.now_s, 0.0 if situation.ready[index] else view.ready_at_s)
+            end_s = earliest_end(self._left, ready_s, float(view.remaining_steps), self._shapes.speeds(row))
+        return end_s + view.request.deadline_s - _MARGIN_S - self._due_s(view, row)
+
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
         now_s, requests, table = situation.now_s, situation.requests, self._shapes.table
@@ -94,6 +129,7 @@ class Planner:
         return view.request.deadline_s - costs.decode_s - encode_s - _MARGIN_S
 
     def _make_room(self, intervals: int) -> None:
+        # Room for a few more, since the profile takes turns with the one that is tried.
         if intervals > len(self._left.times):
             old, length = self._left, int(self._left.size[0])
             self._left = make_profile(2 * intervals)

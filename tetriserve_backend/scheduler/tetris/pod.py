@@ -1,11 +1,13 @@
 """A few neighbouring ranks and what waits for them, planned as one."""
 
+from collections.abc import Sequence
+
 from tetriserve_backend.domain import Plan, SegmentKind
-from tetriserve_backend.scheduler.tetris.jobs import JobList
+from tetriserve_backend.scheduler.tetris.jobs import Job, JobList
 from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
 from tetriserve_backend.scheduler.tetris.seats import Seating, groups_of
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
-from tetriserve_backend.scheduler.view import SchedulerView
+from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 
 
 class Pod:
@@ -21,24 +23,60 @@ class Pod:
         shapes: what requests cost.
         planner: plans; what it tells is valid until the next call.
         use_idle: whether ranks that the plan leaves idle may work.
+
+    Attributes:
+        num_idle: ranks that the last plan left idle.
+        unserved: requests that waited for their first segment and got none, those that will be late first.
     """
 
     def __init__(self, ranks: range, shapes: ShapeRows, planner: Planner, *, use_idle: bool) -> None:
         self._groups = groups_of(ranks)
         self._shapes, self._planner, self._use_idle = shapes, planner, use_idle
+        self.num_idle = len(ranks)
+        self.unserved: list[RequestView] = []
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan; `view` shows this pod alone."""
         seating = Seating(view, self._groups, self._shapes, now_s)
-        returns_s = [rank.free_at_s for rank in view.ranks if rank.rank not in seating.idle]
         for request in view.requests:
             if request.next_kind is SegmentKind.DECODE and view.is_ready(request, now_s):
                 seating.decode(request)
-        waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
-        if waiting and seating.idle:
-            ready = [view.is_ready(request, now_s) for request in waiting]
-            situation = Situation(now_s, waiting, ready, len(seating.idle), [*returns_s, *seating.ends_s])
+        situation = self._situation(view, now_s, len(seating.idle), seating.ends_s)
+        waiting = situation.requests
+        jobs: list[Job] = []
+        planned = bool(waiting and seating.idle)
+        if planned:
             self._planner.plan(situation)
             jobs = JobList(self._shapes, self._planner, situation).fill(use_idle=self._use_idle)
             seating.denoise(jobs, waiting)
+        elif not waiting:
+            self._planner.forget(situation)
+        self.num_idle = len(seating.idle)
+        self._note_unserved(situation, jobs, planned=planned)
         return seating.plan(anybody_waits=bool(waiting))
+
+    def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
+        """When a request should have its image by a fresh plan of which nothing is run; None if it is not there."""
+        idle = len(view.available_ranks(now_s))
+        situation = self._situation(view, now_s, idle, ())
+        for index, request in enumerate(situation.requests):
+            if request.request.request_id == request_id:
+                self._planner.plan(situation)
+                return self._planner.finish_s(index, situation)
+        return None
+
+    @staticmethod
+    def _situation(view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]) -> Situation:
+        waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
+        ready = [view.is_ready(request, now_s) for request in waiting]
+        horizon_s = now_s + view.lead_s
+        returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
+        return Situation(now_s, waiting, ready, idle, [*returns_s, *decodes_end_s])
+
+    def _note_unserved(self, situation: Situation, jobs: Sequence[Job], *, planned: bool) -> None:
+        served = {job.index for job in jobs}
+        new = [i for i, r in enumerate(situation.requests) if r.placement is None and not r.in_flight]
+        left = [i for i in new if i not in served]
+        if planned:
+            left.sort(key=lambda i: self._planner.saved[i])
+        self.unserved = [situation.requests[i] for i in left]

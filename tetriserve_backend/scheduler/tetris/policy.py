@@ -3,6 +3,7 @@
 from tetriserve_backend.domain import Plan
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.costs import CostModel
+from tetriserve_backend.scheduler.tetris.fleet import Fleet
 from tetriserve_backend.scheduler.tetris.planner import Planner
 from tetriserve_backend.scheduler.tetris.pod import Pod
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
@@ -11,7 +12,9 @@ from tetriserve_backend.scheduler.view import SchedulerView
 
 
 class TetrisPolicy:
-    """Plans the whole set anew whenever a segment ends or a request arrives; see `Pod`.
+    """Plans the whole set anew whenever a segment ends or a request arrives (`Pod`).
+
+    A world of more ranks than `pod_size` is planned pod by pod (`Fleet`).
 
     Args:
         settings: the knobs; see `SchedulerSettings`.
@@ -20,9 +23,18 @@ class TetrisPolicy:
     """
 
     def __init__(self, settings: SchedulerSettings, model: CostModel, world_size: int) -> None:
+        pod_size = min(settings.pod_size, world_size)
         shapes = ShapeRows(model, settings.segment_seconds)
-        planner = Planner(shapes, settings.plan_tries, settings.plan_candidates)
-        self._pod = Pod(range(world_size), shapes, planner, use_idle=settings.elastic_scale_up)
+        use_idle = settings.elastic_scale_up
+
+        def make_planner(num_ranks: int) -> Planner:
+            return Planner(shapes, settings.plan_tries, settings.plan_candidates, num_ranks)
+
+        self._pods: Pod | Fleet
+        if world_size <= pod_size:
+            self._pods = Pod(range(world_size), shapes, make_planner(world_size), use_idle=use_idle)
+        else:
+            self._pods = Fleet(world_size, pod_size, shapes, make_planner, use_idle=use_idle)
         warm_up()
 
     @property
@@ -32,4 +44,8 @@ class TetrisPolicy:
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan."""
-        return self._pod.plan(view, now_s)
+        return self._pods.plan(view, now_s)
+
+    def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
+        """When a request should have its image, if no other comes; None if the view does not show it."""
+        return self._pods.forecast(view, request_id, now_s)

@@ -4,7 +4,7 @@ import numpy as np
 
 from tetriserve_backend.domain import Request
 from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
-from tetriserve_backend.scheduler.tetris.arrays import ShapeTable
+from tetriserve_backend.scheduler.tetris.arrays import ShapeTable, Speeds
 
 _FIRST_ROWS = 8
 
@@ -38,6 +38,11 @@ class ShapeRows:
     def costs(self, row: int) -> ShapeCosts:
         """The costs behind a row."""
         return self._costs[row]
+
+    def speeds(self, row: int) -> Speeds:
+        """Degrees and rates of a row."""
+        width = self.table.num_degrees[row]
+        return Speeds(self.table.degrees[row, :width], self.table.rates[row, :width])
 
     def segment_steps(self, step_s: float, remaining: int) -> int:
         """How many steps a segment takes: about `segment_s`, and all that remain if half as many more would do."""

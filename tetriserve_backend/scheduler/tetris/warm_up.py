@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, make_profile
-from tetriserve_backend.scheduler.tetris.kernels import choose, is_free, take
+from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, Speeds, make_profile
+from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, take, try_place
 
 
 def warm_up() -> None:
@@ -17,3 +17,6 @@ def warm_up() -> None:
     choose(requests, table, start, Packing(np.zeros(1), np.zeros(1, np.int64), np.zeros(1), left), (2, 1))
     take(left, 1, 2.0, 3.0)
     is_free(left, 1, 9.0)
+    speeds = Speeds(table.degrees[0], table.rates[0])
+    try_place(left, make_profile(32), 0.0, 9.0, (1.0, speeds))
+    earliest_end(left, 0.0, 1.0, speeds)
