@@ -64,6 +64,11 @@ class Server:
             time.sleep(0.05)
         return time.monotonic() - start_s
 
+    def stop_and_check(self) -> None:
+        """Stop it; if it ends as it should, its timeline must be whole."""
+        if self.local.stop() == 0:
+            self.check_timeline()
+
     def check_timeline(self) -> None:
         """Whatever happened on this server, its timeline must hold what the engine promises."""
         events = json.loads(self.timeline_path.read_text(encoding="utf-8"))["traceEvents"]
@@ -133,4 +138,4 @@ def own_server(tetriserve_home: Path, tmp_path: Path) -> Iterator[Callable[..., 
 
     yield start
     for running in started:
-        running.local.stop()
+        running.stop_and_check()

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from tests.integration.conftest import Server
 from tests.integration.server.wire import Background, generate, infer, metadata, post, stream, tensor
@@ -90,6 +92,17 @@ def test_bad_field_is_refused_over_grpc_stream(server: Server, case: BadField) -
     assert_tells(error, case.expected)
 
 
+@all_cases(BAD_FIELDS)
+def test_bad_field_is_refused_over_unary_grpc_with_its_code(server: Server, case: BadField) -> None:
+    with np.errstate(over="ignore"):
+        tensors = [tensor(name, value) for name, value in case.request.items()]
+    with triton.InferenceServerClient(server.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer("tetriserve_infer", tensors, parameters=case.parameters or None)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert caught.value.message().startswith("INVALID_ARGUMENT: ")
+    assert_tells(caught.value.message(), case.expected)
+
+
 def test_prompt_that_is_not_utf8_is_refused_over_http(server: Server) -> None:
     answer = generate(server.http_url, b'{"prompt": "a \xff fox", "height": 64, "width": 64}')
     assert answer.status == 400
@@ -130,12 +143,59 @@ def test_wrong_shape_is_refused(server: Server, field_name: str) -> None:
     assert_tells(answer.error, (f"'{field_name}'", "shape"))
 
 
-@pytest.mark.parametrize("change", [{"latency_threshold": "soon"}, {"height": "64"}, {"height": 64.5}, {"prompt": 5}])
-def test_json_of_the_wrong_type_is_refused(server: Server, change: dict[str, Any]) -> None:
-    # Triton parses the JSON of `generate` before any of our code: the words and the status are its own.
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latency_threshold": "soon"}, "Unable to parse 'data': attempt to access JSON non-number as double"),
+        ({"height": "64"}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
+        ({"height": 64.5}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
+        ({"seed": 2**63}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
+        ({"base64": "yes"}, "Unable to parse 'data': attempt to access JSON non-boolean as boolean"),
+        ({"prompt": 5}, "Unable to parse JSON bytes array: attempt to access JSON non-string as string"),
+    ],
+)
+def test_json_of_the_wrong_type_is_refused_by_the_parser_of_triton(
+    server: Server, change: dict[str, Any], words: str
+) -> None:
+    """It turns JSON into tensors of the declared types before any of our code: status and words are its own."""
     answer = generate(server.http_url, {**GOOD, **change})
-    assert answer.status in (400, 500)
-    assert "Unable to parse" in answer.error
+    assert (answer.status, answer.error) == (500, words)
+
+
+@pytest.mark.parametrize("name", ["height", "width", "num_inference_steps"])
+@pytest.mark.parametrize("value", [2**32 + 64, -(2**32) + 64, 2**63 - 1])
+def test_large_integer_does_not_wrap_around(server: Server, name: str, value: int) -> None:
+    answer = generate(server.http_url, {**GOOD, name: value})
+    assert answer.status == 400
+    assert_tells(answer.error, ("INVALID_ARGUMENT", f"{name}: got {value}"))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("tetriserve/generate", b'{"prompt": "x", "id": "\xff"}'),
+        (
+            "tetriserve_infer/infer",
+            b'{"id": "\xff", "inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}',
+        ),
+    ],
+)
+def test_id_that_is_not_utf8_is_refused(server: Server, path: str, body: bytes) -> None:
+    answer = post(server.http_url, f"/v2/models/{path}", body)
+    assert answer.status == 400
+    assert_tells(answer.error, ("INVALID_ARGUMENT: request id", "0xff", "UTF-8"))
+
+
+def test_parameter_that_is_not_utf8_is_refused(server: Server) -> None:
+    answer = generate(server.http_url, b'{"prompt": "x", "colour": "\xff"}')
+    assert answer.status == 400
+    assert_tells(answer.error, ("INVALID_ARGUMENT: parameters", "0xff", "UTF-8"))
+
+
+def test_progress_does_not_fit_into_plain_generate(server: Server) -> None:
+    """No model can tell `generate` from `generate_stream`: Triton counts the responses, and says so."""
+    answer = generate(server.http_url, {**GOOD, "stream_progress": True})
+    assert "use generate stream" in answer.error
 
 
 def test_unknown_input_is_refused_over_grpc(server: Server) -> None:

@@ -1,6 +1,8 @@
 """A request that nobody wants any more ends at once, wherever it is, and leaves the ranks to others."""
 
+import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,27 +70,52 @@ def test_request_is_cancelled_while_queued(server: Server) -> None:
     assert time.monotonic() - start_s < PROMPT_END_S
 
 
+def cancel_after_the_last_step(server: Server, name: str, size: str, delay_s: float) -> tuple[list[bool], bool]:
+    """What the canceller was told, and whether the client got an image."""
+    answers: list[bool] = []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.step == progress.num_steps:
+            time.sleep(delay_s)
+            answers.append(cancel(server, name))
+
+    with TetriserveClient(server.grpc_url) as client:
+        try:
+            result = client.generate("a river", size=size, steps=2, request_id=name, on_progress=on_progress)
+        except RequestCancelledError:
+            return answers, False
+        return answers, bool(result.image)
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.04, 0.2])
 def test_cancellation_around_the_decode_ends_in_what_it_was_told(server: Server, delay_s: float) -> None:
     """The decode begins with the last step's end; an image that is done can no longer be cancelled."""
-    name = f"decoding{delay_s}"
-    fields = {**LONG, "num_inference_steps": 2, "stream_progress": True}
-    answers: list[bool] = []
-    with TetriserveClient(server.grpc_url) as client:
+    answers, has_image = cancel_after_the_last_step(server, f"around{delay_s}", "256x256", delay_s)
+    assert answers == [not has_image]
 
-        def on_progress(progress: Progress) -> None:
-            if progress.step == progress.num_steps:
-                time.sleep(delay_s)
-                answers.append(cancel(server, name))
 
-        try:
-            result = client.generate(
-                str(fields["prompt"]), size="256x256", steps=2, request_id=name, on_progress=on_progress
-            )
-        except RequestCancelledError:
-            assert answers == [True]
-        else:
-            assert answers == [False] and result.image
+def test_request_is_cancelled_while_decoding(server: Server, own_server: Callable[..., Server]) -> None:
+    large = own_server("--set", "quick_resolutions=[64x64, 768x768]")
+    (decode,) = (e for e in status(large)["latency_table"]["decode"] if e["height"] == 768)
+    # In the middle of the decode, which takes long at this size.
+    told = cancel_after_the_last_step(large, "decoding", "768x768", decode["seconds"] / 2)
+    assert told == ([True], False)
+    assert generate(large.http_url, {"prompt": "still there?"}).status == 200
+    decoded = wait_for_event(large, lambda e: e["name"] == "decode decoding")
+    cancelled = wait_for_event(large, lambda e: e["name"] == "cancel")
+    assert decoded["ts"] < cancelled["ts"] < decoded["ts"] + decoded["dur"]
+
+
+def wait_for_event(server: Server, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first such event of the timeline; a segment is written when it ends, cancelled or not."""
+    start_s = time.monotonic()
+    while True:
+        events = json.loads(server.timeline_path.read_text())["traceEvents"]
+        for event in events:
+            if is_wanted(event):
+                return dict(event)
+        assert time.monotonic() - start_s < 10.0, events
+        time.sleep(0.05)
 
 
 def test_grpc_client_of_infer_that_goes_away_is_noticed(server: Server) -> None:

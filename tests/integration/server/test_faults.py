@@ -26,7 +26,8 @@ RESTART_LIMIT_S = 15.0
 def fragile(tetriserve_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = start_server(tmp_path_factory.mktemp("fragile"))
     yield running
-    running.local.stop()
+    assert running.local.stop() == 0, running.log
+    running.check_timeline()
 
 
 def in_three_ways(server: Server, fields: dict[str, Any]) -> list[Background]:

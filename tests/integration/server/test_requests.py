@@ -5,11 +5,14 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from tests.integration.conftest import Server
 from tests.integration.server.wire import Background, generate, infer, metadata, stream, tensor
@@ -87,6 +90,27 @@ def test_id_in_use_is_refused_and_its_owner_gets_the_image(server: Server) -> No
     assert error == "" and results[-1].as_numpy("image")[0]
 
 
+def test_unary_grpc_gets_the_image_and_the_code_of_each_error(server: Server) -> None:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        answer = client.infer("tetriserve_infer", tensors(base64=False), request_id="unary")
+        assert open_image(answer.as_numpy("image")[0]).size == (128, 128)
+        assert metadata(answer)["request_id"] == "unary"
+
+        long = tensors(num_inference_steps=200, height=256, width=256)
+        owner = Background(client.infer, "tetriserve_infer", long, request_id="unary")
+        while not generate(server.http_url, {"op": "status"}, "denoise").metadata["running"]:
+            pass
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("tetriserve_infer", tensors(), request_id="unary")
+        assert caught.value.status() == "StatusCode.ALREADY_EXISTS"
+        assert caught.value.message().startswith("ALREADY_EXISTS: request id: 'unary'")
+        assert generate(server.http_url, {"op": "cancel", "target": "unary"}, "denoise").metadata["cancelled"]
+        error = owner.result()
+        assert isinstance(error, InferenceServerException)
+        assert error.status() == "StatusCode.CANCELLED"
+        assert error.message().startswith("CANCELLED: ")
+
+
 def test_many_clients_at_once_each_get_their_own_image(server: Server) -> None:
     calls = [Background(infer, server.http_url, {**FIELDS, "seed": seed}, f"r{seed}") for seed in range(12)]
     for seed, call in enumerate(calls):
@@ -157,3 +181,25 @@ def test_timeline_can_be_read_while_the_server_runs(server: Server) -> None:
     events = json.loads(server.timeline_path.read_text())["traceEvents"]
     names = [event["name"] for event in events if event.get("args", {}).get("id") == "on the timeline"]
     assert names == ["arrive", "finish"]
+
+
+def test_text_that_no_degree_divides_is_served_on_single_ranks(own_server: Callable[..., Server]) -> None:
+    """33 text tokens on two ranks: the table of the shared server, with its degree 2, must not be taken."""
+    server = own_server("--set", "model.max_sequence_length=33")
+    calls = [Background(generate, server.http_url, {**FIELDS, "latency_threshold": 0.01}) for _ in range(3)]
+    for call in calls:
+        told = call.result().metadata
+        assert {segment["sp_degree"] for segment in told["segments"]} == {1}
+    table = generate(server.http_url, {"op": "status"}, "denoise").metadata["latency_table"]
+    assert {entry["sp"] for entry in table["step"]} == {1}
+    assert table["text_tokens"] == 33
+
+
+def test_given_table_is_cut_to_the_degrees_of_the_model(server: Server, own_server: Callable[..., Server]) -> None:
+    told = generate(server.http_url, {"op": "status"}, "denoise").metadata["latency_table"]
+    assert {entry["sp"] for entry in told["step"]} == {1, 2}
+    path = server.folder / "given.latency.json"
+    path.write_text(json.dumps(told))
+    other = own_server("--set", "model.max_sequence_length=33", "--set", f"latency_table={path}")
+    answer = generate(other.http_url, {**FIELDS, "latency_threshold": 0.01})
+    assert {segment["sp_degree"] for segment in answer.metadata["segments"]} == {1}
