@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tetriserve_backend.engine.admission import AdmissionRule
+
 
 class EngineSettings(BaseModel):
     """Frozen settings of the engine.
@@ -13,6 +15,8 @@ class EngineSettings(BaseModel):
             a rank is far slower than the latency table says.
         max_retries: how often a request may be resumed after it lost its ranks before it fails: a request
             that kills every rank it touches must not take the server down with it.
+        admission: what happens to a request that should miss its deadline: `best_effort` serves it as well as
+            it goes, `reject` answers at once with UNAVAILABLE and the prediction.
         drain_timeout_s: how long running requests may take to finish once the server is asked to stop.
     """
 
@@ -21,4 +25,5 @@ class EngineSettings(BaseModel):
     lead_s: float = Field(default=0.02, ge=0.0, le=1.0)
     max_queue_depth: int = Field(default=4, ge=2)
     max_retries: int = Field(default=3, ge=0)
+    admission: AdmissionRule = AdmissionRule.BEST_EFFORT
     drain_timeout_s: float = Field(default=30.0, ge=0.0)

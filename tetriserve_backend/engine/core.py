@@ -1,5 +1,7 @@
 """The engine as a pure state machine: `EngineCore.handle(event, now_s) -> commands`."""
 
+import math
+
 from tetriserve_backend.domain import (
     Assignment,
     InvalidRequestError,
@@ -14,6 +16,7 @@ from tetriserve_backend.domain import (
     UnavailableError,
 )
 from tetriserve_backend.engine import events as ev
+from tetriserve_backend.engine.admission import Admission
 from tetriserve_backend.engine.commands import (
     Command,
     EndRequest,
@@ -27,17 +30,14 @@ from tetriserve_backend.engine.commands import (
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.handover import hand_over, note_sent
 from tetriserve_backend.engine.ledger import SegmentLedger
-from tetriserve_backend.engine.prediction import Backlog, predict_finish_s, segment_seconds
+from tetriserve_backend.engine.plan_check import states_of
+from tetriserve_backend.engine.prediction import Backlog, segment_seconds
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.engine.views import ViewKeeper
 from tetriserve_backend.engine.world import WorldState
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.policy import Policy
 from tetriserve_backend.scheduler.view import SchedulerView
-
-
-class PlanError(RuntimeError):
-    """A policy broke the rules of `Plan`: a bug, never the fault of a request."""
 
 
 class EngineCore:
@@ -59,6 +59,7 @@ class EngineCore:
         self._ledger = SegmentLedger()
         self._views = ViewKeeper(self._ledger, settings)
         self._backlog = Backlog(table)
+        self._admission = Admission(policy, table, settings.admission)
         self._requests: dict[str, RequestState] = {}
         self._next_segment_id = 0
         self._draining = False
@@ -165,11 +166,17 @@ class EngineCore:
         if error is not None:
             out.append(EndRequest(request, "reject", error))
             return
-        ahead_gpu_s = self._backlog.gpu_seconds
-        predicted_s = predict_finish_s(self._table, request, ahead_gpu_s, len(self.usable_ranks), now_s)
-        state = self._requests[request.request_id] = RequestState(request, predicted_s)
-        self._backlog.update(state)
+        state = self._requests[request.request_id] = RequestState(request, math.inf)
         self._views.show(state, now_s)
+        ahead_gpu_s = self._backlog.gpu_seconds
+        state.predicted_finish_s = self._admission.predict_finish_s(self.view(now_s), request, ahead_gpu_s, now_s)
+        refusal = self._admission.refusal(request, state.predicted_finish_s)
+        if refusal is not None:
+            del self._requests[request.request_id]
+            self._views.hide(request.request_id)
+            out.append(EndRequest(request, "reject", refusal))
+            return
+        self._backlog.update(state)
 
     def _end(self, request_id: str, outcome: str, error: TetriserveError, out: list[Command]) -> None:
         # Segments of it that are in flight run out by themselves; their results find no request.
@@ -261,7 +268,7 @@ class EngineCore:
             out.append(SetTimer(plan.wake_at_s))
 
     def _send(self, assignment: Assignment, now_s: float) -> RunSegment:
-        states = self._check(assignment)
+        states = states_of(assignment, self._requests, self._world)
         kind, placement, request = assignment.kind, assignment.placement, states[0].request
         parts = tuple(self._part(state, assignment) for state in states)
         segment = Segment(self._next_segment_id, kind, parts, placement, request.height, request.width)
@@ -281,27 +288,3 @@ class EngineCore:
             return SegmentPart(state.request.request_id)
         steps = min(assignment.num_steps, state.request.num_steps - state.sent.steps)
         return SegmentPart(state.request.request_id, state.sent.steps, steps)
-
-    def _check(self, assignment: Assignment) -> list[RequestState]:
-        """The states that an assignment is about.
-
-        Raises:
-            PlanError: unknown request, wrong stage, no steps, mixed resolutions, or a rank that is not usable.
-        """
-        states = []
-        for request_id in assignment.request_ids:
-            state = self._requests.get(request_id)
-            waits = None if state is None or state.rolling_back else state.sent.next_kind(state.request.num_steps)
-            if state is None or waits is not assignment.kind:
-                raise PlanError(f"{assignment}: {request_id} is not waiting for {assignment.kind.value}")
-            states.append(state)
-        if not states or len(set(assignment.request_ids)) != len(states):
-            raise PlanError(f"{assignment}: needs distinct requests, at least one")
-        if len({(state.request.height, state.request.width) for state in states}) > 1:
-            raise PlanError(f"{assignment}: one batch, one resolution")
-        if (assignment.kind is SegmentKind.DENOISE) != (assignment.num_steps > 0):
-            raise PlanError(f"{assignment}: steps go with denoise, and only with it")
-        unusable = [rank for rank in assignment.placement.ranks if not self._world.is_usable(rank)]
-        if unusable:
-            raise PlanError(f"{assignment}: ranks {unusable} are not usable")
-        return states

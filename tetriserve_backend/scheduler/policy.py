@@ -19,3 +19,13 @@ class Policy(Protocol):
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """The segments to send at `now_s` (seconds, monotonic)."""
+
+
+class ForecastingPolicy(Policy, Protocol):
+    """A policy that can also say when a request should be done; the engine asks at arrival, before it plans."""
+
+    def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
+        """When the request, which `view` shows, should have its image (seconds); None if that is not known.
+
+        Sends nothing; the request may be gone at the next call, if the engine refuses it.
+        """

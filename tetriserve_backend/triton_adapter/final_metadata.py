@@ -22,6 +22,7 @@ def final_metadata(answer: Answer, spec: RequestSpec) -> dict[str, object]:
         "num_inference_steps": spec.num_inference_steps,
         "latency_threshold": spec.latency_threshold,
         "admitted": True,
+        "expected_on_time": answer.predicted_finish_s <= answer.request.deadline_s,
         "predicted_finish_s": round(answer.predicted_finish_s - arrival_s, _DIGITS),
         "queue_s": round(first_start_s - arrival_s, _DIGITS),
         **{f"{kind}_s": _duration_s(answer.segments, kind) for kind in ("encode", "denoise", "decode")},

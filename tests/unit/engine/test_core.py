@@ -25,7 +25,8 @@ from tetriserve_backend.engine.commands import (
     SourceKind,
 )
 from tetriserve_backend.engine.config import EngineSettings
-from tetriserve_backend.engine.core import EngineCore, PlanError
+from tetriserve_backend.engine.core import EngineCore
+from tetriserve_backend.engine.plan_check import PlanError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.view import SchedulerView
 
@@ -262,3 +263,49 @@ def test_a_late_segment_holds_its_rank_and_its_request_back(core, policy):
     core.handle(ev.SegmentFinished(0, 0.0, late_s), late_s)
     view = core.view(late_s)
     assert view.is_ready(view.requests[0], late_s + 0.2) and 0 in view.available_ranks(late_s + 0.2)
+
+
+class ForecastingPolicy(ScriptedPolicy):
+    """Expects every request to be done at `finish_s`."""
+
+    def __init__(self, finish_s: float | None) -> None:
+        super().__init__()
+        self.finish_s = finish_s
+
+    def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
+        assert request_id in [request.request.request_id for request in view.requests]
+        return self.finish_s
+
+
+@pytest.mark.parametrize("finish_s", [3.0, 7.5])
+def test_an_answer_tells_what_the_policy_expected_at_arrival(table, finish_s):
+    policy = ForecastingPolicy(finish_s)
+    core = EngineCore(policy, table, 4, EngineSettings())
+    first, second, third = run(core, policy, make_request(), encode("r0"), denoise("r0", (0,), 5), decode("r0", 0))
+    answer = [finish(core, command, 1.0) for command in (first, second, third)][-1][0]
+    assert answer.predicted_finish_s == finish_s
+
+
+def test_without_a_forecast_first_come_first_served_is_expected(table):
+    policy = ForecastingPolicy(None)
+    core = EngineCore(policy, table, 4, EngineSettings(admission="reject"))
+    assert core.handle(ev.RequestArrived(make_request(slo_s=0.45)), 0.0) == [], "0.42 s alone"
+    (end,) = core.handle(ev.RequestArrived(make_request("r1", slo_s=0.45)), 0.0)
+    assert end.outcome == "reject"
+
+
+def test_a_request_that_should_be_late_is_refused_with_the_prediction_if_configured(table):
+    policy = ForecastingPolicy(17.25)
+    core = EngineCore(policy, table, 4, EngineSettings(admission="reject"))
+    (end,) = core.handle(ev.RequestArrived(make_request(arrival_s=10.0, slo_s=5.0)), 10.0)
+    assert end.outcome == "reject" and isinstance(end.error, UnavailableError)
+    assert "7.250 s" in str(end.error) and "5.000 s" in str(end.error)
+    assert core.is_idle and not core.knows("r0") and not policy.views, "nothing is left of it"
+    policy.finish_s = 15.0
+    assert core.handle(ev.RequestArrived(make_request(arrival_s=10.0, slo_s=5.0)), 10.0) == [], "just in time"
+
+
+def test_by_default_a_request_that_should_be_late_is_served(table):
+    policy = ForecastingPolicy(1000.0)
+    core = EngineCore(policy, table, 4, EngineSettings())
+    assert len(run(core, policy, make_request(), encode("r0"))) == 1
