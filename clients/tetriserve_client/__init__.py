@@ -13,7 +13,7 @@ from tetriserve_client.errors import (
     error_from_message,
 )
 from tetriserve_client.http import HttpTetriserveClient
-from tetriserve_client.request import ImageRequest, Size
+from tetriserve_client.request import ImageFields, ImageRequest, Size
 from tetriserve_client.result import GenerateResult, Progress, SegmentReport
 from tetriserve_client.sync import TetriserveClient
 
@@ -22,6 +22,7 @@ __all__ = [
     "DuplicateRequestError",
     "GenerateResult",
     "HttpTetriserveClient",
+    "ImageFields",
     "ImageRequest",
     "InvalidRequestError",
     "Progress",

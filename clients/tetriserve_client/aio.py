@@ -5,17 +5,20 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from tritonclient.grpc import InferenceServerException
 from tritonclient.grpc import aio as triton
 
 from tetriserve_client.errors import RequestTimeoutError, ServerFailureError, TetriserveClientError
-from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageRequest, Size, new_request_id
+from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageFields, ImageRequest, make_request, new_request_id
 from tetriserve_client.result import GenerateResult, Progress, ProgressCallback
 from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S, FAREWELL_S
 from tetriserve_client.wire import EMPTY_FINAL_RESPONSE, FieldValue, Reply, error_of, read_reply, tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AsyncTetriserveClient:
@@ -50,30 +53,20 @@ class AsyncTetriserveClient:
         self,
         prompt: str,
         *,
-        size: Size | str | None = None,
-        steps: int | None = None,
-        slo_s: float | None = None,
-        seed: int | None = None,
-        guidance: float | None = None,
-        negative_prompt: str | None = None,
-        output_format: str | None = None,
-        request_id: str | None = None,
         on_progress: ProgressCallback | None = None,
         timeout_s: float | None = None,
+        **fields: "Unpack[ImageFields]",
     ) -> GenerateResult:
         """Ask for one image and wait for it.
 
-        The fields are those of `ImageRequest`. After `timeout_s` seconds it gives up and cancels; None waits as
+        `fields` are those of `ImageFields`. After `timeout_s` seconds it gives up and cancels; None waits as
         long as the server takes. `on_progress` is called after each denoising step; an exception of it
         cancels the request.
 
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
         """
-        request = ImageRequest(
-            prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
-        )
-        return await self.send(request, on_progress=on_progress, timeout_s=timeout_s)
+        return await self.send(make_request(prompt, fields), on_progress=on_progress, timeout_s=timeout_s)
 
     async def send(
         self, request: ImageRequest, *, on_progress: ProgressCallback | None = None, timeout_s: float | None = None

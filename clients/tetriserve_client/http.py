@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tetriserve_client.errors import (
@@ -16,10 +16,13 @@ from tetriserve_client.errors import (
     TetriserveClientError,
     error_from_message,
 )
-from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageRequest, Size, new_request_id
+from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageFields, ImageRequest, make_request
 from tetriserve_client.result import GenerateResult
 from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S
 from tetriserve_client.wire import FieldValue, read_metadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _OK = 200
 _PROBE_PARAMETER = "tetriserve_probe"
@@ -46,28 +49,18 @@ class HttpTetriserveClient:
         self,
         prompt: str,
         *,
-        size: Size | str | None = None,
-        steps: int | None = None,
-        slo_s: float | None = None,
-        seed: int | None = None,
-        guidance: float | None = None,
-        negative_prompt: str | None = None,
-        output_format: str | None = None,
-        request_id: str | None = None,
         timeout_s: float | None = None,
+        **fields: "Unpack[ImageFields]",
     ) -> GenerateResult:
         """Ask for one image and wait for it.
 
-        The fields are those of `ImageRequest`. After `timeout_s` seconds it gives up and cancels; None waits as
+        `fields` are those of `ImageFields`. After `timeout_s` seconds it gives up and cancels; None waits as
         long as the server takes.
 
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
         """
-        request = ImageRequest(
-            prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
-        )
-        return self.send(request, timeout_s=timeout_s)
+        return self.send(make_request(prompt, fields), timeout_s=timeout_s)
 
     def send(self, request: ImageRequest, *, timeout_s: float | None = None) -> GenerateResult:
         """As `generate`, for a request made before.

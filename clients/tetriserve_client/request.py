@@ -3,6 +3,7 @@
 import re
 import uuid
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 IMAGE_MODEL = "tetriserve"
 ENGINE_MODEL = "denoise"
@@ -37,6 +38,19 @@ class Size:
 def new_request_id() -> str:
     """A request id that no other client has."""
     return uuid.uuid4().hex
+
+
+class ImageFields(TypedDict, total=False):
+    """What `generate` takes besides the prompt; see `ImageRequest`. None is as good as not given."""
+
+    size: Size | str | None
+    steps: int | None
+    slo_s: float | None
+    seed: int | None
+    guidance: float | None
+    negative_prompt: str | None
+    output_format: str | None
+    request_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +92,14 @@ class ImageRequest:
             "output_format": self.output_format,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+def make_request(prompt: str, fields: ImageFields) -> ImageRequest:
+    """The request that `generate` was asked for, with a new id unless one is given.
+
+    Raises:
+        TypeError: there is no such field.
+    """
+    given = dict(fields)
+    request_id = given.pop("request_id", None) or new_request_id()
+    return ImageRequest(prompt, request_id=str(request_id), **given)  # type: ignore[arg-type]

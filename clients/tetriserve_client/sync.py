@@ -5,14 +5,17 @@ import queue
 import time
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tritonclient import grpc as triton
 
 from tetriserve_client.errors import RequestTimeoutError, ServerFailureError, TetriserveClientError
-from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageRequest, Size, new_request_id
+from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageFields, ImageRequest, make_request, new_request_id
 from tetriserve_client.result import GenerateResult, Progress, ProgressCallback
 from tetriserve_client.wire import FieldValue, Reply, error_of, read_reply, tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CONTROL_TIMEOUT_S = 5.0
 """How long `cancel` and `status` wait: they touch no GPU."""
@@ -53,30 +56,20 @@ class TetriserveClient:
         self,
         prompt: str,
         *,
-        size: Size | str | None = None,
-        steps: int | None = None,
-        slo_s: float | None = None,
-        seed: int | None = None,
-        guidance: float | None = None,
-        negative_prompt: str | None = None,
-        output_format: str | None = None,
-        request_id: str | None = None,
         on_progress: ProgressCallback | None = None,
         timeout_s: float | None = None,
+        **fields: "Unpack[ImageFields]",
     ) -> GenerateResult:
         """Ask for one image and wait for it.
 
-        The fields are those of `ImageRequest`. After `timeout_s` seconds it gives up and cancels; None waits as
+        `fields` are those of `ImageFields`. After `timeout_s` seconds it gives up and cancels; None waits as
         long as the server takes. `on_progress` is called after each denoising step, in this thread; an exception of it
         cancels the request.
 
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
         """
-        request = ImageRequest(
-            prompt, size, steps, slo_s, seed, guidance, negative_prompt, output_format, request_id or new_request_id()
-        )
-        return self.send(request, on_progress=on_progress, timeout_s=timeout_s)
+        return self.send(make_request(prompt, fields), on_progress=on_progress, timeout_s=timeout_s)
 
     def send(
         self, request: ImageRequest, *, on_progress: ProgressCallback | None = None, timeout_s: float | None = None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tetriserve_client import ImageRequest, InvalidRequestError, Size
+from tetriserve_client.request import make_request
 from tetriserve_client.wire import tensors
 
 
@@ -40,6 +41,14 @@ def test_fields_have_the_public_names() -> None:
 
 def test_each_request_has_an_id_of_its_own() -> None:
     assert ImageRequest("p").request_id != ImageRequest("p").request_id
+
+
+def test_request_of_generate_has_the_fields_given_and_an_id() -> None:
+    request = make_request("p", {"size": "32x16", "steps": 5, "seed": None, "request_id": None})
+    assert (request.fields(), len(request.request_id)) == (ImageRequest("p", "32x16", 5).fields(), 32)
+    assert make_request("p", {"request_id": "mine"}).request_id == "mine"
+    with pytest.raises(TypeError, match="step_count"):
+        make_request("p", {"step_count": 5})  # type: ignore[typeddict-unknown-key]
 
 
 def test_tensors_have_the_declared_types() -> None:
