@@ -110,6 +110,26 @@ def test_killed_stub_ends_the_waiting_requests_and_the_server_comes_back(
     assert "starting the server anew" in fragile.log
 
 
+def test_server_whose_ranks_never_come_back_is_started_anew(own_server: Callable[..., Server]) -> None:
+    patience = ("--set", "supervisor.no_rank_timeout_s=1", "--set", "supervisor.probe_interval_s=0.3")
+    server = own_server("--world-size", "1", *patience)
+    (rank,) = server.ranks()
+    call = Background(generate, server.http_url, {**LONG, "num_inference_steps": 200})
+    wait_until_running(server, 1)
+    parent = rank.parent()
+    assert parent is not None
+    rank.kill()
+    # The successor stands still before it has loaded the model.
+    while not (successors := [child for child in parent.children() if child.pid != rank.pid]):
+        pass
+    for successor in successors:
+        successor.suspend()
+    assert is_image_or_error(call.result(RESTART_LIMIT_S))
+    server.wait_for_state("ready", 1, RESTART_LIMIT_S)
+    assert "no rank has been usable for more than 1 s" in server.log
+    assert generate(server.http_url, {"prompt": "back again"}).status == 200
+
+
 def test_server_stopped_in_the_middle_answers_everybody_and_leaves_nothing(own_server: Callable[..., Server]) -> None:
     server = own_server("--set", "engine.drain_timeout_s=2")
     state = server.state()
