@@ -43,7 +43,11 @@ class Executor(Protocol):
         """
 
     def run_segment(self, command: RunSegment) -> None:
-        """Send a segment to its ranks. Ranks perform segments strictly in the order of these calls."""
+        """Send a segment to its ranks, which perform segments in one total order: that of these calls.
+
+        Only a segment that waits for late work of its own request, or for its group to be healed, may be
+        overtaken, on all of its ranks at once.
+        """
 
     def release(self, request_id: str) -> None:
         """Forget a request's tensors everywhere, once its sent segments are over."""
