@@ -16,8 +16,8 @@ class SchedulerSettings(BaseModel):
             fastest degree (`round_length.py`). Fewer react sooner to arrivals, more switch less often (§6, Fig. 15).
         placement_preservation: `tetriserve` keeps a request on the ranks of its last round where it can;
             off, each round places anew from the lowest rank (§4.2.3).
-        elastic_scale_up: `tetriserve` gives ranks that the packing left idle to whoever gains from them;
-            off, they idle until the next round (§4.2.3).
+        elastic_scale_up: `tetriserve` and `tetris` give ranks that the packing left idle to whoever gains from
+            them; off, they idle until the next round (§4.2.3) or plan, unless a late request can use them.
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
             for ranks that are about to finish (a decode, a segment slower than its profile).
         late_limit_s: a request that is late by this much goes before all others, on one rank (`tetriserve`) or as

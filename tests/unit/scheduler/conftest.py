@@ -20,7 +20,7 @@ from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerVi
 from tetriserve_backend.simulator.virtual_world import Outcome, RankFailure, VirtualWorld
 
 SLO_S = {256: 1.5, 512: 2.0, 1024: 3.0, 2048: 5.0}
-POLICIES = ("tetriserve", "rssp", "fcfs-optimal-shape", "fixed-sp1", "fixed-sp2", "fixed-sp4", "fixed-sp8")
+POLICIES = ("tetriserve", "tetris", "rssp", "fcfs-optimal-shape", "fixed-sp1", "fixed-sp2", "fixed-sp4", "fixed-sp8")
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,18 @@ import gc
 import random
 import time
 
+import pytest
+
 from tests.unit.scheduler.conftest import SLO_S, idle_view, make_request, waiting
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 
 
-def test_one_decision_with_64_requests_on_8_ranks_takes_under_a_millisecond(h100):
+@pytest.mark.parametrize("policy_name", ["tetris", "tetriserve"])
+def test_one_decision_with_64_requests_on_8_ranks_takes_under_a_millisecond(h100, policy_name):
     """CPU time of this thread, so that other work on the machine does not count."""
     rng = random.Random(3)
-    policy = make_policy(SchedulerSettings(), h100, 8)
+    policy = make_policy(SchedulerSettings(policy=policy_name), h100, 8)
     took_s = []
     for index in range(500):
         now_s = 100.0 * index

@@ -13,7 +13,7 @@ from tetriserve_backend.scheduler.round_length import round_length_s
 from tetriserve_backend.scheduler.rssp import widest_efficient_degree
 
 
-@pytest.mark.parametrize("name", ["tetriserve", "rssp", "fcfs-optimal-shape", "fixed-sp1", "fixed-sp8"])
+@pytest.mark.parametrize("name", ["tetriserve", "tetris", "rssp", "fcfs-optimal-shape", "fixed-sp1", "fixed-sp8"])
 def test_a_policy_is_known_by_its_name(h100, name):
     assert make_policy(SchedulerSettings(policy=name), h100, 8).name == name
 
@@ -39,6 +39,9 @@ def test_fixed_degrees_end_at_the_world(h100):
         {"rssp_degrees": {"1024x1024": 3}},
         {"rssp_degrees": {"1024x1024": 0}},
         {"boundary_grace": -0.1},
+        {"pod_size": 6},
+        {"pod_size": 0},
+        {"segment_seconds": 0},
         {"late_limit_s": -1},
     ],
 )

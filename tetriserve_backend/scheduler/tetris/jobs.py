@@ -1,5 +1,6 @@
 """What to run now: the first pieces of the plan, and whatever the ranks that it leaves idle can do meanwhile."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.domain import SegmentKind
@@ -33,8 +34,14 @@ class JobList:
     def fill(self, *, use_idle: bool) -> list[Job]:
         """The jobs, in the order in which they were given ranks."""
         self._start_planned()
-        if use_idle and self._idle:
-            self._start_early()
+        planner, ready = self._planner, self._situation.ready
+        waiting = [index for index in planner.order if ready[index] and index not in self._jobs]
+        late = [index for index in waiting if not planner.saved[index]]
+        late.sort(key=lambda index: (self._cheapest_gpu_seconds(index), index))
+        if use_idle:
+            self._start_early([index for index in waiting if planner.saved[index]])
+        self._start_early(late)
+        if use_idle:
             self._widen()
         return list(self._jobs.values())
 
@@ -47,19 +54,13 @@ class JobList:
                 self._jobs[index] = Job(index, degree, steps)
                 self._idle -= degree
 
-    def _start_early(self) -> None:
-        """Requests that the plan starts later make progress now, as wide as it goes; then those it cannot save.
+    def _start_early(self, indices: Sequence[int]) -> None:
+        """Requests that the plan starts later, or cannot save, make progress now, as wide as it goes.
 
-        Both only until the plan needs the ranks. The late ones take their fastest degree alone: a narrow step
-        of a large image would keep a wide group from forming for longer than it is worth.
+        Only until the plan needs the ranks. Late ones take their fastest degree alone: a narrow step of a large
+        image would keep a wide group from forming for longer than it is worth.
         """
-        planner, situation = self._planner, self._situation
-        waiting = [i for i in planner.order if situation.ready[i] and i not in self._jobs]
-        late = [i for i in waiting if not planner.saved[i]]
-        late.sort(key=lambda i: (self._cheapest_gpu_seconds(i), i))
-        for index in [i for i in waiting if planner.saved[i]] + late:
-            if not self._idle:
-                return
+        for index in indices:
             for degree in self._early_degrees(index):
                 steps = self._steps_that_fit(index, degree) if degree <= self._idle else 0
                 if steps:

@@ -1,5 +1,6 @@
 """A few neighbouring ranks and what waits for them, planned as one."""
 
+import math
 from collections.abc import Sequence
 
 from tetriserve_backend.domain import Plan, SegmentKind
@@ -56,13 +57,14 @@ class Pod:
         return seating.plan(anybody_waits=bool(waiting))
 
     def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
-        """When a request should have its image by a fresh plan of which nothing is run; None if it is not there."""
+        """When a request should have its image by a fresh plan of which nothing is run; None if that is not known."""
         idle = len(view.available_ranks(now_s))
         situation = self._situation(view, now_s, idle, ())
         for index, request in enumerate(situation.requests):
             if request.request.request_id == request_id:
                 self._planner.plan(situation)
-                return self._planner.finish_s(index, situation)
+                finish_s = self._planner.finish_s(index, situation)
+                return finish_s if finish_s < math.inf else None
         return None
 
     @staticmethod
