@@ -31,7 +31,7 @@ def demo(
     ] = None,
     load: Annotated[float, typer.Option(min=0.05, help="Part of the GPUs' time that the load fills.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Seed of arrivals, sizes and deadlines.")] = 0,
-    policy: Annotated[str | None, typer.Option(help="Scheduling policy; default: tetriserve.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Scheduling policy; default: tetris.")] = None,
     world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
     model: Annotated[str | None, typer.Option(help="demo-flux, a diffusers folder, or a hub id.")] = None,
 ) -> None:

@@ -39,7 +39,9 @@ def serve(
     ] = _DEFAULT_METRICS_PORT,
     model: Annotated[str | None, typer.Option(help="demo-flux, a diffusers folder, or a hub id.")] = None,
     world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
-    policy: Annotated[str | None, typer.Option(help="tetriserve, rssp, fcfs-optimal-shape or fixed-sp<k>.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="tetris, tetriserve, rssp, fcfs-optimal-shape, fixed-sp<k>")
+    ] = None,
     timeline: Annotated[Path | None, typer.Option(help="Write a Chrome trace of all work here.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as engine.lead_s=0.05.")

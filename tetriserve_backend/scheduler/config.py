@@ -38,7 +38,7 @@ class SchedulerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: str = "tetriserve"
+    policy: str = "tetris"
     step_granularity: int = Field(default=5, ge=1)
     placement_preservation: bool = True
     elastic_scale_up: bool = True
@@ -46,7 +46,7 @@ class SchedulerSettings(BaseModel):
     late_limit_s: float | None = Field(default=120.0, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
-    segment_seconds: float = Field(default=0.2, gt=0.0)
+    segment_seconds: float = Field(default=0.25, gt=0.0)
     plan_tries: int = Field(default=12, ge=1)
     plan_candidates: int = Field(default=4, ge=1)
     pod_size: int = Field(default=8, ge=1)

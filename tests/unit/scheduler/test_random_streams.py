@@ -28,6 +28,7 @@ FAILURES = st.lists(
 )
 ROUNDS = st.builds(
     SchedulerSettings,
+    policy=st.just("tetriserve"),
     step_granularity=st.integers(1, 15),
     placement_preservation=st.booleans(),
     elastic_scale_up=st.booleans(),

@@ -13,7 +13,7 @@ WORLD = tuple(range(8))
 
 @pytest.fixture
 def policy_of(h100):
-    return lambda **settings: make_policy(SchedulerSettings(**settings), h100, 8)
+    return lambda **settings: make_policy(SchedulerSettings(policy="tetriserve", **settings), h100, 8)
 
 
 def running(request, steps_left, at, until_s) -> RequestView:
@@ -195,7 +195,7 @@ def test_holes_in_the_world_are_planned_around(policy_of, ranks, elastic):
 
 def test_a_shape_whose_only_degree_is_slower_than_a_round_is_served(h100):
     """127 × 127 tokens divide by no degree but 1, and a step at 1 takes longer than a round."""
-    run = serve([make_request("odd", 2032, num_steps=3)], h100, 8, SchedulerSettings())
+    run = serve([make_request("odd", 2032, num_steps=3)], h100, 8, SchedulerSettings(policy="tetriserve"))
     assert run.degrees("odd") == [1, 1, 1]
 
 
@@ -204,5 +204,5 @@ def test_nobody_starves_under_lasting_overload(h100):
     hopeless = make_request("hopeless", 2048, arrival_s=1.0, slo_s=0.5)
     stream = [make_request(f"r{i}", 512, arrival_s=0.1 * i, slo_s=4.0) for i in range(900)]
     requests = sorted([hopeless, *stream], key=lambda request: request.arrival_s)
-    run = serve(requests, h100, 8, SchedulerSettings(late_limit_s=5.0))
+    run = serve(requests, h100, 8, SchedulerSettings(policy="tetriserve", late_limit_s=5.0))
     assert run.outcomes["hopeless"].end_s < 60.0
