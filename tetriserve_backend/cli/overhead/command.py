@@ -13,13 +13,14 @@ from rich.table import Table
 
 from tetriserve_backend.cli.launcher.repository import find_model_repository
 from tetriserve_backend.cli.overhead.bare_diffusers import BareDiffusers
-from tetriserve_backend.cli.overhead.decision import decision_seconds
+from tetriserve_backend.cli.overhead.decision import decision_seconds, event_seconds
 from tetriserve_backend.cli.overhead.gaps import Gap, segment_gaps
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_client import TetriserveClient
 from tetriserve_client.local_server import LocalServer
 
 _PROMPT = "a lighthouse above a stormy sea"
+_DECIDING = ("tetris", "tetriserve", "rssp", "fixed-sp4")
 _DECISION_TABLE = "denoise/latency_tables/flux1-dev-8xh100.latency.json"
 
 
@@ -29,15 +30,21 @@ def bench_overhead(
     steps: Annotated[int, typer.Option(min=6, help="Denoising steps of each image.")] = 12,
     pairs: Annotated[int, typer.Option(min=1, help="Images per side; the two sides take turns.")] = 6,
     decisions: Annotated[int, typer.Option(min=100, help="Scheduler decisions to time.")] = 2000,
+    only_decisions: Annotated[bool, typer.Option("--only-decisions", help="Start no server.")] = False,
+    sizes: Annotated[
+        str, typer.Option(help="Pending requests, with commas between, each on a quarter as many GPUs (at least 8).")
+    ] = "64,256,1024,4096",
 ) -> None:
     """Measure what serving costs: both sides of each comparison in one run, as ratios."""
     console = Console()
-    served, bare, gaps = _serve_and_compare(side, steps, pairs, console)
+    if not only_decisions:
+        served, bare, gaps = _serve_and_compare(side, steps, pairs, console)
+        console.print(_latency_table(served, bare, side, steps))
+        console.print(_gap_table(gaps))
     table = LatencyTable.load(find_model_repository() / _DECISION_TABLE)
-    timed = {name: decision_seconds(name, table, 64, decisions) for name in ("tetriserve", "rssp", "fixed-sp4")}
-    console.print(_latency_table(served, bare, side, steps))
-    console.print(_gap_table(gaps))
+    timed = {name: decision_seconds(name, table, 64, decisions) for name in _DECIDING}
     console.print(_decision_table(timed))
+    console.print(_growth_table(table, [int(size) for size in sizes.split(",")], decisions))
 
 
 def _serve_and_compare(
@@ -99,6 +106,20 @@ def _decision_table(timed: dict[str, list[float]]) -> Table:
     for name, seconds in timed.items():
         table.add_row(name, *(f"{1e3 * x:.3f}" for x in _quantiles(sorted(seconds))))
     return table
+
+
+def _growth_table(table: LatencyTable, sizes: Sequence[int], decisions: int) -> Table:
+    """How a decision of the default policy grows with the server: after one event, and with everything new at once."""
+    shown = Table(title="one decision of tetris as the server grows (goal: p99 ≤ 10 ms at 4,096; at most n log n)")
+    for name in ("pending", "GPUs", "after an event: median ms", "p99 ms", "all new at once: median ms", "max ms"):
+        shown.add_column(name, justify="right")
+    for size in sizes:
+        world_size = max(8, size // 4)
+        after_event = sorted(event_seconds("tetris", table, size, decisions, world_size=world_size))
+        all_new = sorted(decision_seconds("tetris", table, size, 20, world_size=world_size))
+        figures = (*_quantiles(after_event)[:2], *_quantiles(all_new)[::2])
+        shown.add_row(str(size), str(world_size), *(f"{1e3 * x:.3f}" for x in figures))
+    return shown
 
 
 def _quantiles(ordered: Sequence[float]) -> tuple[float, float, float]:
