@@ -61,6 +61,8 @@ class JobList:
         image would keep a wide group from forming for longer than it is worth.
         """
         for index in indices:
+            if not self._idle:
+                return
             for degree in self._early_degrees(index):
                 steps = self._steps_that_fit(index, degree) if degree <= self._idle else 0
                 if steps:

@@ -61,27 +61,21 @@ def is_free(profile: Profile, ranks: int, end_s: float) -> bool:
 
 
 @compiled
-def widest(degrees: Ints, free: int) -> int:
-    """Index of the widest of the degrees (ascending) that needs at most `free` ranks; -1 if none does."""
+def widest(degrees: Ints, count: int, free: int) -> int:
+    """Index of the widest of the first `count` degrees (ascending) that needs at most `free` ranks; -1 if none does."""
     index = -1
-    for i in range(len(degrees)):
+    for i in range(count):
         if degrees[i] <= free:
             index = i
     return index
 
 
 @compiled
-def up_to(speeds: Speeds, level: int) -> Speeds:
-    """The degrees with index 0 … `level`; none for -1."""
-    return Speeds(speeds.degrees[: level + 1], speeds.rates[: level + 1])
-
-
-@compiled
-def steps_within(profile: Profile, first: int, last: int, speeds: Speeds) -> float:
-    """Steps that a request can do in the intervals `first … last − 1`, as wide as is free at each moment."""
+def steps_within(profile: Profile, window: tuple[int, int], speeds: Speeds, count: int) -> float:
+    """Steps that a request can do in the intervals of `window` at the first `count` degrees, as wide as is free."""
     steps = 0.0
-    for i in range(first, last):
-        index = widest(speeds.degrees, profile.free[i])
+    for i in range(window[0], window[1]):
+        index = widest(speeds.degrees, count, profile.free[i])
         if index >= 0:
             steps += (profile.times[i + 1] - profile.times[i]) * speeds.rates[index]
     return float(steps)
@@ -98,15 +92,11 @@ def place(profile: Profile, ready_s: float, due_s: float, steps: float, speeds: 
     if due_s <= ready_s:
         return -1.0, 0, math.inf
     first = split(profile, ready_s)
-    last = split(profile, due_s)
-    level, num_degrees = 0, len(speeds.degrees)
-    while level < num_degrees:
-        if steps_within(profile, first, last, up_to(speeds, level)) >= steps - _STEPS_TOLERANCE:
-            break
-        level += 1
-    if level == num_degrees:
-        return -1.0, 0, math.inf
-    return take_level(profile, first, last, steps, up_to(speeds, level))
+    window = (first, split(profile, due_s))
+    for count in range(1, len(speeds.degrees) + 1):
+        if steps_within(profile, window, speeds, count) >= steps - _STEPS_TOLERANCE:
+            return take_level(profile, window, steps, speeds, count)
+    return -1.0, 0, math.inf
 
 
 @compiled
@@ -128,7 +118,7 @@ def earliest_end(profile: Profile, ready_s: float, steps: float, speeds: Speeds)
     for i in range(profile.size[0]):
         last = i + 1 == profile.size[0]
         start_s = max(profile.times[i], ready_s)
-        index = widest(speeds.degrees, profile.free[i])
+        index = widest(speeds.degrees, len(speeds.degrees), profile.free[i])
         if index < 0 or (not last and profile.times[i + 1] <= start_s):
             continue
         end_s = start_s + steps / speeds.rates[index]
@@ -139,20 +129,22 @@ def earliest_end(profile: Profile, ready_s: float, steps: float, speeds: Speeds)
 
 
 @compiled
-def take_level(profile: Profile, first: int, last: int, steps: float, speeds: Speeds) -> tuple[float, int, float]:
-    """Take `steps` steps in the intervals `first … last − 1`; the last of `speeds` only as long as it must be.
+def take_level(
+    profile: Profile, window: tuple[int, int], steps: float, speeds: Speeds, count: int
+) -> tuple[float, int, float]:
+    """Take `steps` steps in the intervals of `window`; the last of `count` degrees only as long as it must be.
 
     What the degrees before the last would fall short of is done first, as wide as is free; the rest without
     the last degree. Returns what `place` returns.
     """
     times, free = profile.times, profile.free
-    narrower = up_to(speeds, len(speeds.degrees) - 2)
+    first, last = window
     # Steps that only the last degree brings.
-    missing = steps - steps_within(profile, first, last, narrower)
+    missing = steps - steps_within(profile, window, speeds, count - 1)
     gpu_seconds, first_degree, end_s = 0.0, 0, times[first]
     i = first
     while i < last and steps > _STEPS_TOLERANCE:
-        wide, narrow = widest(speeds.degrees, free[i]), widest(narrower.degrees, free[i])
+        wide, narrow = widest(speeds.degrees, count, free[i]), widest(speeds.degrees, count - 1, free[i])
         use = wide if missing > _STEPS_TOLERANCE else narrow
         seconds = times[i + 1] - times[i]
         if use < 0 or seconds < TOLERANCE_S:

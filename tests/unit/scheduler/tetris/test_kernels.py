@@ -85,7 +85,7 @@ def test_ranks_are_free_until_the_first_moment_at_which_they_are_not(stretches, 
 
 @pytest.mark.parametrize(("free", "expected"), [(0, -1), (1, 0), (3, 1), (7, 2), (9, 3)])
 def test_the_widest_degree_that_is_free_is_taken(free, expected):
-    assert widest(np.array(DEGREES), free) == expected
+    assert widest(np.array(DEGREES), 4, free) == expected
 
 
 def cheapest_by_brute_force(profile, ready_s, due_s, steps, cut_s):
