@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, image_tokens
+from tetriserve_backend.engine.prediction import fastest_latency_s
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_client import ImageRequest, Size
 
@@ -79,7 +80,9 @@ def plan_workload(table: LatencyTable, world_size: int, shape: LoadShape) -> tup
     digits = len(str(shape.num_requests - 1))
     planned, now_s = [], 0.0
     for index, size in enumerate(order):
-        slo_s = draw.choice(shape.slo_scales) * _shortest_latency_s(table, size, num_steps) + _TRANSPORT_S
+        slo_s = (
+            draw.choice(shape.slo_scales) * fastest_latency_s(table, size.height, size.width, num_steps) + _TRANSPORT_S
+        )
         request = ImageRequest(
             PROMPTS[index % len(PROMPTS)],
             size=size,
@@ -165,8 +168,3 @@ def _gpu_seconds(table: LatencyTable, size: Size, num_steps: int) -> float:
     degree = table.degrees(size.height, size.width)[0]
     step = degree * table.step_s(size.height, size.width, degree)
     return table.encode_s() + num_steps * step + table.decode_s(size.height, size.width)
-
-
-def _shortest_latency_s(table: LatencyTable, size: Size, num_steps: int) -> float:
-    step_s = table.fastest_step_s(size.height, size.width)
-    return table.encode_s() + num_steps * step_s + table.decode_s(size.height, size.width)

@@ -17,10 +17,9 @@ def segment_seconds(table: LatencyTable, segment: Segment) -> float:
     return busy_s + table.dispatch_s
 
 
-def fastest_latency_s(table: LatencyTable, request: Request) -> float:
-    """Seconds that a request takes on ranks that have nothing else to do."""
-    step_s = table.fastest_step_s(request.height, request.width)
-    return table.encode_s() + request.num_steps * step_s + table.decode_s(request.height, request.width)
+def fastest_latency_s(table: LatencyTable, height: int, width: int, num_steps: int) -> float:
+    """Seconds that an image takes on ranks that have nothing else to do."""
+    return table.encode_s() + num_steps * table.fastest_step_s(height, width) + table.decode_s(height, width)
 
 
 class Backlog:
@@ -64,4 +63,5 @@ def predict_finish_s(
     table: LatencyTable, request: Request, ahead_gpu_seconds: float, num_ranks: int, now_s: float
 ) -> float:
     """A first-come estimate: the work ahead spread over all ranks, then this request at its fastest."""
-    return now_s + ahead_gpu_seconds / max(1, num_ranks) + fastest_latency_s(table, request)
+    own_s = fastest_latency_s(table, request.height, request.width, request.num_steps)
+    return now_s + ahead_gpu_seconds / max(1, num_ranks) + own_s

@@ -67,7 +67,6 @@ class RankGroups:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._timeout = timedelta(seconds=timeout_s)
         self._groups: dict[tuple[int, ...], RankGroup] = {}
-        self._current: tuple[int, ...] = ()
 
     @property
     def backend(self) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.build import build_serving
-from tetriserve_backend.triton_adapter.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.denoise_server import Call, DenoiseServer
 from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE
 from tetriserve_backend.triton_adapter.model_io import (

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tetriserve_backend.domain import RequestFailedError, UnavailableError
-from tetriserve_backend.triton_adapter.death_watch import start_death_watch
+from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.errors import to_triton_error
 from tetriserve_backend.triton_adapter.model_io import (
     begin_each,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tetriserve_backend.triton_adapter.death_watch import start_death_watch
+from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.image_encoding import encode_image
 from tetriserve_backend.triton_adapter.model_io import begin_each, input_tensors, int_tensor, text_input, text_tensor
 from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, load_rendering

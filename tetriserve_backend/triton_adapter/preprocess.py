@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tetriserve_backend.triton_adapter.death_watch import start_death_watch
+from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.errors import error_response
 from tetriserve_backend.triton_adapter.model_io import (
     input_tensors,

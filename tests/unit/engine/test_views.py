@@ -60,7 +60,7 @@ def test_the_view_follows_every_event_lost_ranks_included(table: LatencyTable) -
 def test_a_prediction_counts_the_work_ahead_and_forgets_what_is_done(table: LatencyTable) -> None:
     core = EngineCore(make_policy(SchedulerSettings(policy="fixed-sp1"), table, 4), table, 4, EngineSettings())
     outcomes = list(VirtualWorld(core, table, 4).run([make_request("r0"), make_request("r1", arrival_s=9.0)]))
-    alone_s = fastest_latency_s(table, make_request("r0"))
+    alone_s = fastest_latency_s(table, 256, 256, num_steps=5)
     assert [outcome.predicted_finish_s for outcome in outcomes] == [alone_s, 9.0 + alone_s]
     one_ahead = [make_request("r0", 512), make_request("r1")]
     core = EngineCore(make_policy(SchedulerSettings(policy="fixed-sp1"), table, 4), table, 4, EngineSettings())
