@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A set of ranks in ascending order; its size is the sequence-parallel degree.
+    """A set of ranks in ascending order; its size is the degree of parallelism.
+
+    That is the sequence-parallel degree, or twice that where a segment's guidance is split (`Segment.cfg_degree`).
 
     Raises:
         ValueError: no rank, a negative rank, or ranks not in strictly ascending order.

@@ -10,7 +10,8 @@ from tetriserve_backend.domain.segment import SegmentKind
 class Assignment:
     """One segment to start: the engine fills in first steps, hand-over and the segment id.
 
-    `num_steps` is ≥ 1 for denoise and 0 otherwise. All requests of a batch have one resolution.
+    `num_steps` is ≥ 1 for denoise and 0 otherwise. All requests of a batch have one model
+    and one resolution.
     """
 
     kind: SegmentKind

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Request:
     """One image asked for, immutable from arrival to answer.
 
-    Times are seconds on the engine's monotonic clock. `height` and `width` are pixels.
+    Times are seconds on the engine's monotonic clock. `height` and `width` are pixels. `model` names the served
+    model, "" where there is only one. `preview` asks for small images along with the progress.
     """
 
     request_id: str
@@ -22,6 +23,8 @@ class Request:
     seed: int = 0
     priority: int = 0
     stream_progress: bool = False
+    preview: bool = False
+    model: str = ""
 
     @property
     def slo_s(self) -> float:

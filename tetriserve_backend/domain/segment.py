@@ -28,7 +28,12 @@ class SegmentPart:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Work that its ranks do without asking anyone; the unit of scheduling, of the timeline and of loss."""
+    """Work that its ranks do without asking anyone; the unit of scheduling, of the timeline and of loss.
+
+    Attributes:
+        model: whose it is, as `Request.model`.
+        cfg_degree: 2 where the ranks are split in two halves, one for each pass of classifier-free guidance.
+    """
 
     segment_id: int
     kind: SegmentKind
@@ -36,6 +41,8 @@ class Segment:
     placement: Placement
     height: int
     width: int
+    model: str = ""
+    cfg_degree: int = 1
 
     @property
     def num_steps(self) -> int:

@@ -5,7 +5,7 @@ from enum import Enum
 
 from tetriserve_backend.domain import Request, UnavailableError
 from tetriserve_backend.engine.prediction import predict_finish_s
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTables
 from tetriserve_backend.scheduler.policy import Policy
 from tetriserve_backend.scheduler.view import SchedulerView
 
@@ -22,13 +22,13 @@ class Admission:
 
     Args:
         policy: may have a `forecast` (see `ForecastingPolicy`).
-        table: what work costs.
+        tables: what work costs.
         rule: what happens to requests that should be late.
     """
 
-    def __init__(self, policy: Policy, table: LatencyTable, rule: AdmissionRule) -> None:
+    def __init__(self, policy: Policy, tables: LatencyTables, rule: AdmissionRule) -> None:
         self._forecast = getattr(policy, "forecast", None)
-        self._table, self._rule = table, rule
+        self._tables, self._rule = tables, rule
 
     def predict_finish_s(self, view: SchedulerView, request: Request, ahead_gpu_seconds: float, now_s: float) -> float:
         """When `request`, which `view` shows already, should have its image (seconds, monotonic).
@@ -42,7 +42,7 @@ class Admission:
         forecast_s = self._forecast(view, request.request_id, now_s) if self._forecast and view.ranks else None
         if forecast_s is not None and math.isfinite(forecast_s):
             return float(forecast_s)
-        return predict_finish_s(self._table, request, ahead_gpu_seconds, len(view.ranks), now_s)
+        return predict_finish_s(self._tables.of(request.model), request, ahead_gpu_seconds, len(view.ranks), now_s)
 
     def refusal(self, request: Request, predicted_finish_s: float) -> UnavailableError | None:
         """Why the request is not taken; None if it is."""

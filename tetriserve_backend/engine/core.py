@@ -35,7 +35,7 @@ from tetriserve_backend.engine.prediction import Backlog, segment_seconds
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.engine.views import ViewKeeper
 from tetriserve_backend.engine.world import WorldState
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 from tetriserve_backend.scheduler.policy import Policy
 from tetriserve_backend.scheduler.view import SchedulerView
 
@@ -48,18 +48,20 @@ class EngineCore:
 
     Args:
         policy: decides what runs next.
-        table: seconds per step, encode and decode; used to expect when sent work ends.
+        tables: seconds per step, encode and decode, of every model; used to expect when sent work ends.
         world_size: number of ranks, all usable at the start.
         settings: see `EngineSettings`.
     """
 
-    def __init__(self, policy: Policy, table: LatencyTable, world_size: int, settings: EngineSettings) -> None:
-        self._policy, self._table, self._settings = policy, table, settings
+    def __init__(
+        self, policy: Policy, tables: LatencyTable | LatencyTables, world_size: int, settings: EngineSettings
+    ) -> None:
+        self._policy, self._tables, self._settings = policy, as_tables(tables), settings
         self._world = WorldState(world_size)
         self._ledger = SegmentLedger()
         self._views = ViewKeeper(self._ledger, settings)
-        self._backlog = Backlog(table)
-        self._admission = Admission(policy, table, settings.admission)
+        self._backlog = Backlog(self._tables)
+        self._admission = Admission(policy, self._tables, settings.admission)
         self._requests: dict[str, RequestState] = {}
         self._next_segment_id = 0
         self._draining = False
@@ -158,9 +160,11 @@ class EngineCore:
         error: TetriserveError | None = None
         if self._draining:
             error = UnavailableError("the server is stopping and takes no new requests; try another one")
+        elif not self._tables.has(request.model):
+            error = InvalidRequestError("model", f"got {request.model!r}", ", ".join(self._tables.models))
         else:
             try:
-                self._table.check_resolution(request.height, request.width)
+                self._tables.of(request.model).check_resolution(request.height, request.width)
             except LatencyTableError as problem:
                 error = InvalidRequestError("height/width", f"{request.height}x{request.width}", str(problem))
         if error is not None:
@@ -271,16 +275,31 @@ class EngineCore:
         states = states_of(assignment, self._requests, self._world)
         kind, placement, request = assignment.kind, assignment.placement, states[0].request
         parts = tuple(self._part(state, assignment) for state in states)
-        segment = Segment(self._next_segment_id, kind, parts, placement, request.height, request.width)
+        segment = Segment(
+            self._next_segment_id,
+            kind,
+            parts,
+            placement,
+            request.height,
+            request.width,
+            request.model,
+            self._cfg_degree(assignment, request),
+        )
         self._next_segment_id += 1
         sources = tuple(hand_over(state, kind, placement) for state in states)
-        expected_s = segment_seconds(self._table, segment)
+        expected_s = segment_seconds(self._tables, segment)
         self._ledger.send(segment, expected_s, now_s)
         for state, part in zip(states, parts, strict=True):
             note_sent(state, kind, placement)
             state.sent = state.sent.after(kind, part.num_steps)
             state.placement = placement
         return RunSegment(segment, tuple(state.request for state in states), sources, expected_s)
+
+    def _cfg_degree(self, assignment: Assignment, request: Request) -> int:
+        if assignment.kind is not SegmentKind.DENOISE:
+            return 1
+        shape, degree = (request.height, request.width), assignment.placement.sp_degree
+        return self._tables.of(request.model).cfg_degree(*shape, degree, len(assignment.request_ids))
 
     @staticmethod
     def _part(state: RequestState, assignment: Assignment) -> SegmentPart:

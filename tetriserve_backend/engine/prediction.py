@@ -2,11 +2,12 @@
 
 from tetriserve_backend.domain import Request, Segment, SegmentKind
 from tetriserve_backend.engine.state import RequestState
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables
 
 
-def segment_seconds(table: LatencyTable, segment: Segment) -> float:
+def segment_seconds(tables: LatencyTables, segment: Segment) -> float:
     """Seconds from the moment that a segment's ranks are free to its end."""
+    table = tables.of(segment.model)
     if segment.kind is SegmentKind.ENCODE:
         busy_s = table.encode_s()
     elif segment.kind is SegmentKind.DECODE:
@@ -29,8 +30,8 @@ class Backlog:
     must not drift over millions of requests, nor depend on the order of events.
     """
 
-    def __init__(self, table: LatencyTable) -> None:
-        self._table = table
+    def __init__(self, tables: LatencyTables) -> None:
+        self._tables = tables
         self._left_ns: dict[str, int] = {}
         self._total_ns = 0
 
@@ -41,7 +42,7 @@ class Backlog:
 
     def update(self, state: RequestState) -> None:
         """A request has arrived or got further."""
-        left_ns = round(1e9 * _gpu_seconds_left(self._table, state))
+        left_ns = round(1e9 * _gpu_seconds_left(self._tables.of(state.request.model), state))
         self._total_ns += left_ns - self._left_ns.get(state.request.request_id, 0)
         self._left_ns[state.request.request_id] = left_ns
 

@@ -21,15 +21,25 @@ class _Part(BaseModel):
 
 
 class StepEntry(_Part):
-    """Seconds of one denoising step of one forward pass of `batch` images on `sp` ranks."""
+    """Seconds of one denoising step of `batch` images on `sp` × `cfg` ranks.
+
+    `cfg` = 2 means that one half of the ranks computes the pass without the prompt and the other the pass with it.
+    A table of a model with classifier-free guidance holds the times of guided steps.
+    """
 
     height: _Side
     width: _Side
     batch: _Count
     sp: _Count
+    cfg: Annotated[int, Field(ge=1, le=2)] = 1
     seconds: Annotated[float, Field(gt=0)]
     cv: _Seconds | None = None
     samples: _Count | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks share the step."""
+        return self.sp * self.cfg
 
 
 class EncodeEntry(_Part):
@@ -102,12 +112,12 @@ def _describe(error: ValidationError, origin: str) -> str:
 
 def _check_consistency(document: TableDocument, origin: str) -> None:
     for index, entry in enumerate(document.step):
-        if entry.sp > document.world_size:
+        if entry.ranks > document.world_size:
             raise LatencyTableError(
-                f"latency table {origin}: step[{index}].sp: expected at most world_size = {document.world_size}, "
-                f"got {entry.sp}"
+                f"latency table {origin}: step[{index}].sp: expected sp × cfg of at most world_size = "
+                f"{document.world_size}, got {entry.ranks}"
             )
-    _check_unique("step", ((e.height, e.width, e.batch, e.sp) for e in document.step), origin)
+    _check_unique("step", ((e.height, e.width, e.batch, e.sp, e.cfg) for e in document.step), origin)
     _check_unique("encode", (e.batch for e in document.encode), origin)
     _check_unique("decode", ((e.height, e.width) for e in document.decode), origin)
     for name, batches in (("step", {e.batch for e in document.step}), ("encode", {e.batch for e in document.encode})):
@@ -126,4 +136,4 @@ def _check_unique(name: str, keys: Iterable[Hashable], origin: str) -> None:
         first_index[key] = index
 
 
-_KEY_FIELDS = {"step": "(height, width, batch, sp)", "encode": "batch", "decode": "(height, width)"}
+_KEY_FIELDS = {"step": "(height, width, batch, sp, cfg)", "encode": "batch", "decode": "(height, width)"}

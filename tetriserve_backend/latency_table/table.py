@@ -35,18 +35,21 @@ class LatencyTable:
             sorted({(e.height, e.width) for e in document.step if e.batch == 1}, key=lambda s: (image_tokens(*s), s))
         )
         """Profiled (height, width) pairs, fewest tokens first."""
-        points: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        points: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
         for entry in document.step:
-            points.setdefault((entry.sp, entry.batch), []).append(
+            points.setdefault((entry.ranks, entry.batch, entry.cfg), []).append(
                 (image_tokens(entry.height, entry.width), entry.seconds)
             )
-        self._step_curves = {key: TokenCurve(values) for key, values in points.items()}
-        self._step_cache = {(e.height, e.width, e.sp, e.batch): e.seconds for e in document.step}
+        self._step_curves: dict[tuple[int, int], dict[int, TokenCurve]] = {}
+        for (degree, batch, cfg), values in points.items():
+            self._step_curves.setdefault((degree, batch), {})[cfg] = TokenCurve(values)
+        self._profiled = {(e.height, e.width, e.ranks, e.batch, e.cfg): e.seconds for e in document.step}
+        self._modes: dict[tuple[int, int, int, int], tuple[float, int]] = {}
         self._decode_curve = TokenCurve((image_tokens(e.height, e.width), e.seconds) for e in document.decode)
         self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
         self._encode = {e.batch: e.seconds for e in document.encode}
         self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
-        single = [curve for (_, batch), curve in self._step_curves.items() if batch == 1]
+        single = [curve for (_, batch), curves in self._step_curves.items() if batch == 1 for curve in curves.values()]
         self._min_tokens = max(min(curve.min_tokens for curve in single), self._decode_curve.min_tokens)
         self._max_tokens = min(max(curve.max_tokens for curve in single), self._decode_curve.max_tokens)
         if self._min_tokens > self._max_tokens:
@@ -81,7 +84,7 @@ class LatencyTable:
         return dump_document(self._document)
 
     def restricted_to(self, degrees: Iterable[int]) -> "LatencyTable":
-        """The same table without the steps at other degrees.
+        """The same table without the steps at other sequence-parallel degrees.
 
         Raises:
             LatencyTableError: nothing of one image at a time is left.
@@ -103,25 +106,63 @@ class LatencyTable:
         scratch.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         scratch.replace(target)
 
-    def step_s(self, height: int, width: int, sp: int, batch: int = 1) -> float:
-        """Seconds of one denoising step of `batch` images of this shape on `sp` ranks.
+    def step_s(self, height: int, width: int, degree: int, batch: int = 1) -> float:
+        """Seconds of one denoising step of `batch` images of this shape on `degree` ranks.
 
         Raises:
-            LatencyTableError: the shape lies outside the profiled range, or `sp` or `batch` was not profiled there.
+            LatencyTableError: the shape lies outside the profiled range, or degree or batch was not profiled there.
         """
-        key = (height, width, sp, batch)
-        seconds = self._step_cache.get(key)
-        if seconds is None:
+        return self._mode(height, width, degree, batch)[0]
+
+    def cfg_degree(self, height: int, width: int, degree: int, batch: int = 1) -> int:
+        """Into how many parts that step's guidance is best split over the ranks: 1 or 2.
+
+        Raises:
+            LatencyTableError: as `step_s`.
+        """
+        return self._mode(height, width, degree, batch)[1]
+
+    def batches(self, height: int, width: int, degree: int) -> tuple[int, ...]:
+        """Batch sizes that were profiled around this shape on `degree` ranks, ascending.
+
+        Raises:
+            LatencyTableError: the shape lies outside the profiled range.
+        """
+        self.check_resolution(height, width)
+        tokens = image_tokens(height, width)
+        return tuple(
+            batch
+            for (ranks, batch), curves in sorted(self._step_curves.items())
+            if ranks == degree and any(curve.covers(tokens) for curve in curves.values())
+        )
+
+    def _mode(self, height: int, width: int, degree: int, batch: int) -> tuple[float, int]:
+        """Seconds per step and split of the guidance, the fastest of those whose parts divide the tokens."""
+        key = (height, width, degree, batch)
+        mode = self._modes.get(key)
+        if mode is None:
             self.check_resolution(height, width)
-            curve = self._step_curves.get((sp, batch))
             tokens = image_tokens(height, width)
-            if curve is None or not curve.covers(tokens):
+            modes = []
+            for cfg, curve in self._step_curves.get((degree, batch), {}).items():
+                seconds = self._profiled.get((*key, cfg))
+                if seconds is None and curve.covers(tokens):
+                    seconds = curve.seconds_at(tokens)
+                if seconds is not None:
+                    modes.append((tokens % (degree // cfg) > 0, seconds, cfg))
+            if not modes:
                 raise LatencyTableError(
-                    f"latency table {self._origin}: no step of {height}x{width} with sp = {sp}, batch = {batch}; "
-                    f"profiled (sp, batch): {sorted(k for k, c in self._step_curves.items() if c.covers(tokens))}"
+                    f"latency table {self._origin}: no step of {height}x{width} with degree = {degree}, "
+                    f"batch = {batch}; profiled (degree, batch): {self._profiled_around(tokens)}"
                 )
-            seconds = self._step_cache[key] = curve.seconds_at(tokens)
-        return seconds
+            _, seconds, cfg = min(modes)
+            mode = self._modes[key] = (seconds, cfg)
+        return mode
+
+    def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
+        return sorted(
+            key for key, curves in self._step_curves.items() if any(c.covers(tokens) for c in curves.values())
+        )
 
     def encode_s(self, batch: int = 1) -> float:
         """Seconds of the text encoders for `batch` prompts on one rank.
@@ -158,9 +199,10 @@ class LatencyTable:
             self.check_resolution(height, width)
             tokens = image_tokens(height, width)
             degrees = self._degrees_cache[height, width] = tuple(
-                sp
-                for (sp, batch), curve in sorted(self._step_curves.items())
-                if batch == 1 and tokens % sp == 0 and curve.covers(tokens)
+                degree
+                for (degree, batch), curves in sorted(self._step_curves.items())
+                if batch == 1
+                and any(tokens % (degree // cfg) == 0 and curve.covers(tokens) for cfg, curve in curves.items())
             )
         return degrees
 

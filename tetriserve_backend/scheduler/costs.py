@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tetriserve_backend.domain import ConfigurationError, Request, SegmentKind
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 from tetriserve_backend.scheduler.groups import aligned_groups
 from tetriserve_backend.scheduler.view import RequestView
 
@@ -61,20 +61,31 @@ class CostModel:
     Usable degrees are those of the table that divide the shape's tokens (`LatencyTable.degrees`) and are
     the size of an aligned group of the world.
 
+    Costs follow the tables as these change (`LatencyTables.version`).
+
     Raises:
         ConfigurationError: a profiled resolution cannot run on one rank, the fallback that keeps every
             request servable whatever ranks are left.
     """
 
-    def __init__(self, table: LatencyTable, world_size: int) -> None:
+    def __init__(self, tables: LatencyTable | LatencyTables, world_size: int) -> None:
         if world_size < 1:
             raise ConfigurationError(f"world size: expected at least 1, got {world_size}")
-        self._table = table
+        self._tables = as_tables(tables)
         self._sizes = tuple(aligned_groups(world_size))
-        self._shapes: dict[tuple[int, int], ShapeCosts] = {}
-        for height, width in table.resolutions:
-            if 1 not in table.degrees(height, width):
-                raise ConfigurationError(f"latency table: {height}x{width}: expected an entry with sp = 1, batch = 1")
+        self._shapes: dict[tuple[str, int, int], ShapeCosts] = {}
+        self._version = self._tables.version
+        for table in self._tables:
+            check_one_rank(table)
+
+    @property
+    def version(self) -> int:
+        """Counts the changes of the tables; whoever keeps costs must ask for them anew when it has changed."""
+        return self._tables.version
+
+    def knows(self, model: str) -> bool:
+        """Whether requests of that model can be planned."""
+        return self._tables.has(model)
 
     @property
     def num_sizes(self) -> int:
@@ -83,21 +94,42 @@ class CostModel:
 
     def of(self, request: Request) -> ShapeCosts:
         """The costs of a request's shape."""
-        return self.of_shape(request.height, request.width)
+        return self.of_shape(request.height, request.width, request.model)
 
-    def of_shape(self, height: int, width: int) -> ShapeCosts:
+    def of_shape(self, height: int, width: int, model: str = "") -> ShapeCosts:
         """The costs of images of `height` × `width` pixels.
 
         Raises:
-            LatencyTableError: the shape lies outside the profiled range.
+            LatencyTableError: no such model, or the shape lies outside its profiled range.
         """
-        costs = self._shapes.get((height, width))
+        if self._version != self._tables.version:
+            self._version = self._tables.version
+            self._shapes.clear()
+        key = (model, height, width)
+        costs = self._shapes.get(key)
         if costs is None:
-            costs = self._shapes[height, width] = self._read(height, width)
+            costs = self._shapes[key] = self._read(self._tables.of(model), height, width)
         return costs
 
-    def _read(self, height: int, width: int) -> ShapeCosts:
-        table = self._table
+    def degrees_of(self, height: int, width: int) -> list[int]:
+        """The usable degrees of a shape, of whatever model, ascending.
+
+        Raises:
+            LatencyTableError: the shape lies outside the profiled range of a model.
+        """
+        return sorted(
+            {degree for model in self._tables.models for degree in self.of_shape(height, width, model).step_s}
+        )
+
+    def profiled(self) -> list[ShapeCosts]:
+        """The costs of all profiled resolutions of all models."""
+        return [
+            self.of_shape(*shape, model)
+            for model in self._tables.models
+            for shape in self._tables.of(model).resolutions
+        ]
+
+    def _read(self, table: LatencyTable, height: int, width: int) -> ShapeCosts:
         allowed = set(table.degrees(height, width))
         step_s = {size: table.step_s(height, width, size) for size in self._sizes if size in allowed}
         return ShapeCosts(
@@ -107,6 +139,17 @@ class CostModel:
             encode_s=table.encode_s() + table.dispatch_s,
             dispatch_s=table.dispatch_s,
         )
+
+
+def check_one_rank(table: LatencyTable) -> None:
+    """Refuse a table with a resolution that cannot run on one rank.
+
+    Raises:
+        ConfigurationError: names the resolution.
+    """
+    for height, width in table.resolutions:
+        if 1 not in table.degrees(height, width):
+            raise ConfigurationError(f"latency table: {height}x{width}: expected an entry with sp = 1, batch = 1")
 
 
 def _efficient(step_s: dict[int, float]) -> tuple[DegreeCost, ...]:

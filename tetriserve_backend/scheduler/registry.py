@@ -3,7 +3,7 @@
 import re
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.costs import CostModel
 from tetriserve_backend.scheduler.exclusive_groups import ExclusiveGroupPolicy
@@ -36,21 +36,22 @@ def check_policy_name(name: str, world_size: int | None = None) -> None:
         )
 
 
-def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: int) -> Policy:
-    """The policy that `settings.policy` names, for one table and world.
+def make_policy(settings: SchedulerSettings, given: LatencyTable | LatencyTables, world_size: int) -> Policy:
+    """The policy that `settings.policy` names, for some tables and world; it follows the tables as they change.
 
     Raises:
         ConfigurationError: the name is unknown, or a setting does not go with table and world; the message
             lists what is allowed.
     """
-    costs = CostModel(table, world_size)
+    tables = as_tables(given)
+    costs = CostModel(tables, world_size)
     if settings.policy == "tetriserve":
-        return RoundPolicy(settings, costs, [costs.of_shape(*shape) for shape in table.resolutions])
+        return RoundPolicy(settings, costs)
     if settings.policy == "tetris":
         # Brings a compiler with it, which no other policy should have to load.
         from tetriserve_backend.scheduler.tetris.policy import TetrisPolicy  # noqa: PLC0415
 
-        return TetrisPolicy(settings, CostModel(table, min(world_size, settings.pod_size)), world_size)
+        return TetrisPolicy(settings, CostModel(tables, min(world_size, settings.pod_size)), world_size)
     if settings.policy == "rssp":
         return make_rssp(settings, costs)
     pieces = settings.max_segment_steps
@@ -63,7 +64,7 @@ def make_policy(settings: SchedulerSettings, table: LatencyTable, world_size: in
             backfill=False,
         )
     fixed = _FIXED.fullmatch(settings.policy)
-    degrees = sorted({degree for shape in table.resolutions for degree in costs.of_shape(*shape).step_s})
+    degrees = sorted({degree for shape in costs.profiled() for degree in shape.step_s})
     if fixed and int(fixed[1]) in degrees:
         size = int(fixed[1])
         return ExclusiveGroupPolicy(

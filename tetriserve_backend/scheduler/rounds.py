@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tetriserve_backend.domain import Assignment, Placement, Plan, SegmentKind
 from tetriserve_backend.scheduler.candidates import RoundWindow, make_candidates
 from tetriserve_backend.scheduler.config import SchedulerSettings
-from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
+from tetriserve_backend.scheduler.costs import CostModel
 from tetriserve_backend.scheduler.groups import GroupBudget
 from tetriserve_backend.scheduler.placement import PlacementDemand, place
 from tetriserve_backend.scheduler.round_length import round_length_s
@@ -31,13 +31,12 @@ class RoundPolicy:
 
     Args:
         settings: see `SchedulerSettings`.
-        model: what shapes cost.
-        profiled: the costs of the profiled resolutions, from which τ follows (`round_length_s`).
+        model: what shapes cost; τ follows from its profiled resolutions (`round_length_s`).
     """
 
-    def __init__(self, settings: SchedulerSettings, model: CostModel, profiled: Sequence[ShapeCosts]) -> None:
+    def __init__(self, settings: SchedulerSettings, model: CostModel) -> None:
         self._settings, self._model = settings, model
-        self._round_length_s = round_length_s(profiled, settings.step_granularity)
+        self._fit_round()
         self._round_end_s = float("-inf")
 
     @property
@@ -52,6 +51,8 @@ class RoundPolicy:
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """The next round at its boundary, and what cannot wait between two boundaries."""
+        if self._fitted_version != self._model.version:
+            self._fit_round()
         free = set(view.available_ranks(now_s))
         due = self._round_is_due(view, free, now_s)
         ready = [request for request in view.requests if view.is_ready(request, now_s)]
@@ -74,6 +75,10 @@ class RoundPolicy:
                 free.difference_update(placement.ranks)
         assignments += self._encode_ahead(ready, free, now_s)
         return Plan(tuple(assignments), self._wake_s(view, now_s, ends_s))
+
+    def _fit_round(self) -> None:
+        self._fitted_version = self._model.version
+        self._round_length_s = round_length_s(self._model.profiled(), self._settings.step_granularity)
 
     def _round_is_due(self, view: SchedulerView, free: set[int], now_s: float) -> bool:
         horizon_s = now_s + view.lead_s

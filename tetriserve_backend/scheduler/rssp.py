@@ -15,11 +15,11 @@ def make_rssp(settings: SchedulerSettings, costs: CostModel) -> ExclusiveGroupPo
     chosen: dict[tuple[int, int], int] = {}
     for resolution, degree in (settings.rssp_degrees or {}).items():
         height, width = (int(side) for side in resolution.split("x"))
-        allowed = costs.of_shape(height, width).step_s
+        allowed = costs.degrees_of(height, width)
         if degree not in allowed:
             raise ConfigurationError(
                 f"scheduler.rssp_degrees: {resolution}: {degree} is not a degree of this table and world; "
-                f"allowed: {list(allowed)}"
+                f"allowed: {allowed}"
             )
         chosen[height, width] = degree
 

@@ -22,6 +22,7 @@ class TraceRequest(BaseModel):
         arrival_s: seconds since the trace began.
         height, width: pixels.
         slo_s: seconds from arrival to deadline.
+        model: whose request it is; "" where one model is served.
     """
 
     model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -35,6 +36,7 @@ class TraceRequest(BaseModel):
     prompt: str = ""
     seed: int = 0
     priority: int = 0
+    model: str = ""
 
     def to_request(self) -> Request:
         """The request as the engine takes it, on a clock that starts with the trace."""
@@ -48,6 +50,7 @@ class TraceRequest(BaseModel):
             prompt=self.prompt,
             seed=self.seed,
             priority=self.priority,
+            model=self.model,
         )
 
     def to_line(self) -> str:

@@ -25,7 +25,7 @@ from tetriserve_backend.engine.timeline import (
     segment_events,
     world_events,
 )
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class VirtualWorld:
 
     Args:
         core: a fresh core.
-        table: what segments cost.
+        tables: what segments cost.
         world_size: number of ranks.
         timeline: where the timeline goes, if anywhere.
         stretch: a factor on the duration of each segment, such as measurement noise around 1.
@@ -75,7 +75,7 @@ class VirtualWorld:
     def __init__(
         self,
         core: EngineCore,
-        table: LatencyTable,
+        tables: LatencyTable | LatencyTables,
         world_size: int,
         *,
         timeline: TimelineWriter | None = None,
@@ -84,7 +84,7 @@ class VirtualWorld:
         observe: Callable[[EngineCore, ev.Event, float, list[Command]], None] | None = None,
         on_segment: Callable[[Segment, float, float], None] | None = None,
     ) -> None:
-        self._core, self._table, self._timeline = core, table, timeline
+        self._core, self._tables, self._timeline = core, as_tables(tables), timeline
         self._stretch, self._observe, self._on_segment = stretch, observe, on_segment
         self._heap: list[tuple[float, int, ev.Event]] = []
         self._order = itertools.count()
@@ -176,7 +176,7 @@ class VirtualWorld:
             start_s = max(start_s, self._rank_free_s[rank])
         for part in segment.parts:
             start_s = max(start_s, self._request_free_s.get(part.request_id, 0.0))
-        end_s = start_s + segment_seconds(self._table, segment) * self._stretch(segment)
+        end_s = start_s + segment_seconds(self._tables, segment) * self._stretch(segment)
         for rank in segment.placement.ranks:
             self._rank_free_s[rank] = end_s
         for part in segment.parts:

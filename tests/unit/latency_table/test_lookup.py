@@ -23,7 +23,7 @@ def test_profiled_points_are_exact():
 
 @pytest.mark.parametrize("shape", [(512, 2048), (2048, 512), (256, 4096)])
 def test_equal_token_counts_take_equal_time(shape):
-    assert TABLE.step_s(*shape, sp=4) == TABLE.step_s(1024, 1024, sp=4)
+    assert TABLE.step_s(*shape, degree=4) == TABLE.step_s(1024, 1024, degree=4)
     assert TABLE.decode_s(*shape) == TABLE.decode_s(1024, 1024)
 
 
@@ -37,7 +37,7 @@ def test_between_profiled_resolutions_time_is_linear_in_tokens():
 @given(SHAPES, SHAPES)
 def test_more_tokens_never_take_less_time(one, other):
     fewer, more = sorted((one, other), key=lambda shape: image_tokens(*shape))
-    assert TABLE.step_s(*fewer, sp=1) <= TABLE.step_s(*more, sp=1)
+    assert TABLE.step_s(*fewer, degree=1) <= TABLE.step_s(*more, degree=1)
     assert TABLE.decode_s(*fewer) <= TABLE.decode_s(*more)
 
 
@@ -64,9 +64,9 @@ def test_sides_must_be_positive_multiples_of_16(shape):
 
 
 def test_unprofiled_degree_and_batch_are_refused_with_what_is_profiled():
-    with pytest.raises(LatencyTableError, match=r"sp = 3, batch = 1; profiled .*\(2, 1\)"):
+    with pytest.raises(LatencyTableError, match=r"degree = 3, batch = 1; profiled .*\(2, 1\)"):
         TABLE.step_s(512, 512, 3)
-    with pytest.raises(LatencyTableError, match="sp = 1, batch = 3"):
+    with pytest.raises(LatencyTableError, match="degree = 1, batch = 3"):
         TABLE.step_s(512, 512, 1, batch=3)
     with pytest.raises(LatencyTableError, match=r"batch = 2; profiled: \[1\]"):
         TABLE.encode_s(2)

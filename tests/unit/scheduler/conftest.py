@@ -11,7 +11,7 @@ from tetriserve_backend.domain import Assignment, Placement, Plan, Request, Segm
 from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.groups import aligned_groups
 from tetriserve_backend.scheduler.policy import Policy
@@ -144,7 +144,7 @@ class Run:
 
 def serve(
     requests: Sequence[Request],
-    table: LatencyTable,
+    table: LatencyTable | LatencyTables,
     world_size: int,
     settings: SchedulerSettings,
     *,

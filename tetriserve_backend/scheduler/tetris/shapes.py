@@ -22,7 +22,8 @@ class ShapeRows:
 
     def __init__(self, model: CostModel, segment_s: float) -> None:
         self._model, self._segment_s = model, segment_s
-        self._rows: dict[tuple[int, int], int] = {}
+        self._version = model.version
+        self._rows: dict[tuple[str, int, int], int] = {}
         self._costs: list[ShapeCosts] = []
         width = model.num_sizes
         self.table = ShapeTable(
@@ -31,7 +32,9 @@ class ShapeRows:
 
     def row(self, request: Request) -> int:
         """The row of a request's shape."""
-        key = (request.height, request.width)
+        if self._version != self._model.version:
+            self._follow()
+        key = (request.model, request.height, request.width)
         row = self._rows.get(key)
         return self._add(key) if row is None else row
 
@@ -49,17 +52,29 @@ class ShapeRows:
         steps = max(1, int(self._segment_s / step_s + 0.5))
         return remaining if remaining <= steps + steps // 2 else steps
 
-    def _add(self, key: tuple[int, int]) -> int:
+    def _follow(self) -> None:
+        """Read the costs of all rows anew; what a model that is gone cost has no reader left."""
+        self._version = self._model.version
+        for row, (model, height, width) in enumerate(self._rows):
+            if self._model.knows(model):
+                self._costs[row] = self._model.of_shape(height, width, model)
+                self._fill(row)
+
+    def _add(self, key: tuple[str, int, int]) -> int:
         row = len(self._costs)
         if row == len(self.table.num_degrees):
             self.table = ShapeTable(*(np.concatenate([column, np.zeros_like(column)]) for column in self.table))
-        costs = self._model.of_shape(*key)
+        model, height, width = key
+        self._costs.append(self._model.of_shape(height, width, model))
+        self._rows[key] = row
+        self._fill(row)
+        return row
+
+    def _fill(self, row: int) -> None:
+        costs = self._costs[row]
         efficient = sorted(costs.efficient, key=lambda cost: cost.sp_degree)
         for index, cost in enumerate(efficient):
             steps = max(1, int(self._segment_s / cost.step_s + 0.5))
             self.table.degrees[row, index] = cost.sp_degree
             self.table.rates[row, index] = 1.0 / (cost.step_s + costs.dispatch_s / steps)
         self.table.num_degrees[row] = len(efficient)
-        self._costs.append(costs)
-        self._rows[key] = row
-        return row
