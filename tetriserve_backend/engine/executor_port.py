@@ -1,6 +1,6 @@
 """What the asyncio shell needs of an executor; the xDiT workers provide it, tests provide a fake."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -18,10 +18,14 @@ from tetriserve_backend.engine.events import (
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """A rank finished step `step_index` (counted from 0) of a request with `stream_progress`."""
+    """A rank finished step `step_index` (counted from 0) of a request with `stream_progress`.
+
+    `preview` is a small image of what the step promises, shape (rows, columns, 3), of a request with `preview`.
+    """
 
     request_id: str
     step_index: int
+    preview: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
 
 
 ExecutorEvent: TypeAlias = SegmentFinished | SegmentFailed | WorkerLost | WorkerReady | WorldFormed | StepProgress

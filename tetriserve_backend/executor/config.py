@@ -9,12 +9,17 @@ class ModelSettings(BaseModel):
     """Which model, where it lives and how it computes.
 
     Attributes:
-        path: `demo-flux` (the embedded model), a directory in diffusers format, or a hub id.
+        path: an embedded model (`demo-flux`, `demo-sd3`), a directory in diffusers format, or a hub id.
         local_files_only: never ask the hub; a hub id must then be in the local cache.
         device: `auto` takes CUDA where there is a GPU.
         dtype: `auto` is float32 on CPU and bfloat16 on CUDA.
         attention_backend: `auto`, or the name of one of xfuser's backends (`sdpa`, `cudnn`, `flash`, …).
-        max_sequence_length: text tokens of each prompt; None takes what the model's tokenizer allows, at most 512.
+        max_sequence_length: T5's tokens of each prompt; None takes what diffusers does (512 for FLUX.1, 256 for
+            Stable Diffusion 3), or less where the model's tokenizer allows less.
+        load_t5: false leaves the third and largest text encoder of Stable Diffusion 3 out; its images suffer a little.
+        vae_tiling_above: images of more pixels are decoded in overlapping tiles, which need less memory and
+            differ a little where they meet; None never does.
+        compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +30,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention_backend: str = Field(default="auto", min_length=1)
     max_sequence_length: int | None = Field(default=None, ge=1, le=512)
+    load_t5: bool = True
+    vae_tiling_above: int | None = Field(default=2048 * 2048, ge=1)
+    compile: bool = False
 
 
 class ExecutorSettings(BaseModel):

@@ -1,43 +1,84 @@
-"""Small FLUX.1 pipelines with seeded random weights, built without any file."""
+"""Small FLUX.1 and Stable Diffusion 3 pipelines with seeded random weights, built without any file."""
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from tetriserve_backend.executor.demo_flux import DemoFluxConfig
+from tetriserve_backend.executor.demo_config import DemoConfig, DemoFluxConfig, DemoSd3Config
 
 _CLIP_TOKENS = 77
 _PRINTABLE_ASCII = range(33, 127)
 _UNKNOWN_PENALTY = -3.0
 
 
-def make_pipeline(config: DemoFluxConfig) -> Any:
-    """A complete pipeline; the same configuration gives the same weights."""
+def make_pipeline(config: DemoConfig) -> Any:
+    """A complete pipeline; the same configuration gives the same weights.
+
+    Raises:
+        TypeError: there is no such family.
+    """
     torch.manual_seed(config.seed)
-    tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer(config.text_tokens)
+    if isinstance(config, DemoFluxConfig):
+        return _flux_pipeline(config)
+    if isinstance(config, DemoSd3Config):
+        return _sd3_pipeline(config)
+    raise TypeError(f"no family for {type(config).__name__}")
+
+
+def _flux_pipeline(config: DemoFluxConfig) -> Any:
+    """With the noise schedule and the scaling of latents of FLUX.1-dev."""
+    tokenizer = _clip_tokenizer()
     return FluxPipeline(
-        scheduler=_noise_scheduler(),
-        vae=_vae(config),
-        text_encoder=_clip(config, tokenizer),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15,
+            base_image_seq_len=256, max_image_seq_len=4096,
+        ),
+        vae=_vae(config, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(_clip_config(config, tokenizer, config.text_width)).eval(),
         tokenizer=tokenizer,
         text_encoder_2=_t5(config),
-        tokenizer_2=tokenizer_2,
-        transformer=_transformer(config),
-    )
-
-
-def _noise_scheduler() -> Any:
-    """With the settings of FLUX.1-dev."""
-    return FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15,
-        base_image_seq_len=256, max_image_seq_len=4096,
+        tokenizer_2=_t5_tokenizer(config.text_tokens),
+        transformer=_flux_transformer(config),
     )  # fmt: skip
 
 
-def _transformer(config: DemoFluxConfig) -> Any:
+def _sd3_pipeline(config: DemoSd3Config) -> Any:
+    """With the noise schedule and the scaling of latents of Stable Diffusion 3."""
+    tokenizer = _clip_tokenizer()
+    # The two CLIP embeddings lie side by side and must not be wider than T5's.
+    clip_config = _clip_config(config, tokenizer, config.text_width // 2)
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(config, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=CLIPTextModelWithProjection(clip_config).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(clip_config).eval(),
+        tokenizer_2=tokenizer,
+        text_encoder_3=_t5(config) if config.has_t5 else None,
+        tokenizer_3=_t5_tokenizer(config.text_tokens) if config.has_t5 else None,
+        transformer=_sd3_transformer(config),
+    )
+
+
+def _flux_transformer(config: DemoFluxConfig) -> Any:
     transformer = FluxTransformer2DModel(
         in_channels=4 * config.latent_channels,
         num_layers=config.num_layers,
@@ -53,7 +94,26 @@ def _transformer(config: DemoFluxConfig) -> Any:
     return transformer
 
 
-def _vae(config: DemoFluxConfig) -> Any:
+def _sd3_transformer(config: DemoSd3Config) -> Any:
+    transformer = SD3Transformer2DModel(
+        sample_size=64,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        num_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        joint_attention_dim=config.text_width,
+        caption_projection_dim=config.num_heads * config.head_dim,
+        pooled_projection_dim=config.text_width,
+        pos_embed_max_size=config.max_patches,
+        dual_attention_layers=config.dual_attention_layers,
+        qk_norm=config.qk_norm,
+    ).eval()
+    _strengthen_text(transformer)
+    return transformer
+
+
+def _vae(config: DemoConfig, scaling_factor: float, shift_factor: float) -> Any:
     levels = len(config.vae_channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -67,8 +127,8 @@ def _vae(config: DemoFluxConfig) -> Any:
         sample_size=256,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
     ).eval()
     _soften(vae.decoder)
     return vae
@@ -104,21 +164,19 @@ def _clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[], model_max_length=_CLIP_TOKENS)
 
 
-def _clip(config: DemoFluxConfig, tokenizer: Any) -> Any:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_width,
-            projection_dim=config.text_width,
-            intermediate_size=2 * config.text_width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=4,
-            max_position_embeddings=_CLIP_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
+def _clip_config(config: DemoConfig, tokenizer: Any, width: int) -> Any:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=4,
+        max_position_embeddings=_CLIP_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _t5_tokenizer(text_tokens: int) -> Any:
@@ -128,7 +186,7 @@ def _t5_tokenizer(text_tokens: int) -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=text_tokens)
 
 
-def _t5(config: DemoFluxConfig) -> Any:
+def _t5(config: DemoConfig) -> Any:
     return T5EncoderModel(
         T5Config(
             vocab_size=4 + len(_PRINTABLE_ASCII),

@@ -107,7 +107,7 @@ class Dispatcher:
             actions += self._fail(flight, part.reason, retryable=False)
         if part.group_broken and self._heals_in_place:
             # At once, so that nothing more is sent to a group that is about to be made anew.
-            self._broken.add(flight.ranks)
+            self._broken |= flight.groups
         elif part.group_broken:
             actions += self._fail(flight, part.reason, retryable=True)
             actions.append(KillRanks(flight.ranks, f"segment {flight.segment_id} broke its group"))
@@ -188,7 +188,7 @@ class Dispatcher:
                 late_requests |= requests
             if flight.sent:
                 continue
-            group_is_out = flight.ranks in self._broken or flight.ranks in self._healing
+            group_is_out = not flight.groups.isdisjoint(self._broken | self._healing.keys())
             its_turn = kept_ranks.isdisjoint(flight.ranks) and held_requests.isdisjoint(requests)
             if its_turn and not group_is_out:
                 if self._host_copies_ready(flight):
@@ -209,7 +209,7 @@ class Dispatcher:
 
     def _heal_idle_groups(self) -> Iterator[Action]:
         for ranks in sorted(self._broken):
-            if not any(f.sent and f.ranks == ranks for f in self._flights.values()):
+            if not any(f.sent and ranks in f.groups for f in self._flights.values()):
                 self._broken.discard(ranks)
                 number = self._next_place()
                 self._healing[ranks] = Task(set(ranks), number)

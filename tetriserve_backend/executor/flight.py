@@ -7,6 +7,7 @@ from typing import TypeAlias
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.engine.commands import HandOver, RunSegment
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished
+from tetriserve_backend.executor.placements import used_groups
 from tetriserve_backend.executor.wire import HostTensor, PartDone, PartFailed
 
 
@@ -96,6 +97,11 @@ class Flight(Task):
     def ranks(self) -> tuple[int, ...]:
         """The ranks of its placement."""
         return self.command.segment.placement.ranks
+
+    @property
+    def groups(self) -> frozenset[tuple[int, ...]]:
+        """Every group in which its ranks communicate."""
+        return used_groups(self.command.segment)
 
     @property
     def request_ids(self) -> set[str]:

@@ -2,21 +2,23 @@
 
 All groups are made by all ranks in one order, each with an explicit timeout (torch gives sub-groups
 its own default of 30 minutes otherwise). xfuser sees a real sequence-parallel coordinator around
-each; going from one group to another is three assignments.
+each; going from one group to another is three assignments, and from one model to another one more.
 """
 
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 import yunchang.globals as yunchang_globals
 from torch._C._distributed_c10d import PrefixStore, Store
 from xfuser import xFuserArgs
-from xfuser.core.distributed import get_runtime_state, initialize_runtime_state, parallel_state
+from xfuser.core.distributed import get_runtime_state, initialize_runtime_state, parallel_state, runtime_state
 from xfuser.core.distributed.group_coordinator import SequenceParallelGroupCoordinator
 
+from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.placements import shared_groups
 
 _SINGLE_RANK_STATES = ("_MODEL_REPLICA", "_DP", "_CFG", "_PP", "_TP", "_FS", "_SP")
@@ -31,8 +33,8 @@ class SequenceParallelModel(Protocol):
         """The diffusers transformer."""
 
     @property
-    def text_tokens(self) -> int:
-        """Tokens of the text stream."""
+    def facts(self) -> ModelFacts:
+        """What the server must know of it."""
 
     @property
     def attention_backend(self) -> str | None:
@@ -54,6 +56,31 @@ class RankGroup(SequenceParallelGroupCoordinator):  # type: ignore[misc]
         self.device = device
 
 
+class HalvedGroup:
+    """A group of which each half computes one pass of classifier-free guidance: the first one the unconditional.
+
+    Args:
+        whole, half: the group and this rank's half of it.
+    """
+
+    def __init__(self, whole: RankGroup, half: RankGroup) -> None:
+        self._whole, self._half = whole, half
+
+    @property
+    def is_unconditional(self) -> bool:
+        """Whether this rank is in the first half."""
+        return self._whole.rank_in_group < self._half.world_size
+
+    def exchange(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The unconditional and the conditional half's `velocity`, on every rank, bit for bit.
+
+        Every rank of a half holds the same, so each gives one slice of it: all of one collective arrives once.
+        """
+        own = velocity.reshape(self._half.world_size, -1)[self._half.rank_in_group]
+        first, second = self._whole.all_gather(own).view(2, *velocity.shape)
+        return first, second
+
+
 class RankGroups:
     """The groups of one rank in one generation of the world.
 
@@ -67,13 +94,15 @@ class RankGroups:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._timeout = timedelta(seconds=timeout_s)
         self._groups: dict[tuple[int, ...], RankGroup] = {}
+        # What xfuser knows of a model is one global object. A model that goes takes its own along.
+        self._states: WeakKeyDictionary[SequenceParallelModel, Any] = WeakKeyDictionary()
 
     @property
     def backend(self) -> str:
         """`nccl` on CUDA, `gloo` elsewhere."""
         return "nccl" if self.device.type == "cuda" else "gloo"
 
-    def form(self, generation: int, store: Store, model: SequenceParallelModel) -> None:
+    def form(self, generation: int, store: Store) -> None:
         """Leave the old world, if any, and meet all ranks in a new one under the same store.
 
         Raises:
@@ -96,26 +125,25 @@ class RankGroups:
             made = dist.group.WORLD if doubles else self._new_group(ranks)
             if self.rank in ranks:
                 self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
-        self._attach(model)
         if self.device.type == "cuda":
             self._warm()
 
     def heal(self, ranks: tuple[int, ...], number: int) -> None:
         """Make one broken group anew; only its members meet.
 
-        `number` is the same for all members and was not used before: torch names a group that only its
-        members make by their ranks alone, so the next one would find the addresses of the last.
+        `number` is the same for all members and was not used before. It names the group: torch would name it
+        by its ranks and by how many groups this rank has, which may repeat and which members may see differently.
         """
         self.break_up(ranks)
-        world, registry = dist.distributed_c10d._get_default_group(), dist.distributed_c10d._world.pg_map
-        backend, store = registry[world]
-        registry[world] = (backend, PrefixStore(f"heal{number}", store))
+        internals: Any = dist.distributed_c10d
+        name_of = internals._process_group_name
+        internals._process_group_name = lambda *_, **__: f"healed{number}"
         try:
             made = dist.new_group(
                 list(ranks), timeout=self._timeout, backend=self.backend, use_local_synchronization=True
             )
         finally:
-            registry[world] = (backend, store)
+            internals._process_group_name = name_of
         self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
 
     def break_up(self, ranks: tuple[int, ...]) -> None:
@@ -133,15 +161,24 @@ class RankGroups:
         """Whether this rank is in a healthy group of exactly these ranks."""
         return ranks in self._groups
 
-    def use(self, ranks: tuple[int, ...]) -> RankGroup:
-        """Make xfuser run its next forward pass on `ranks`.
+    def use(self, ranks: tuple[int, ...], model: SequenceParallelModel) -> None:
+        """Make xfuser run its next forward passes on `ranks`, with what it knows of `model`.
 
         Raises:
             KeyError: there is no such group, or it is broken.
         """
-        group = self._groups[ranks]
-        self._select(group)
-        return group
+        self._select(self._groups[ranks])
+        if model not in self._states:
+            self._states[model] = self._make_state(model)
+        runtime_state._RUNTIME = self._states[model]
+
+    def halved(self, ranks: tuple[int, ...], half: tuple[int, ...]) -> HalvedGroup:
+        """The group of `ranks`, of which this rank is in `half`.
+
+        Raises:
+            KeyError: one of them does not exist, or is broken.
+        """
+        return HalvedGroup(self._groups[ranks], self._groups[half])
 
     def broadcast(self, tensor: torch.Tensor, ranks: tuple[int, ...], root: int) -> None:
         """Send `tensor` of rank `root` into `tensor` of every other rank of `ranks`."""
@@ -164,8 +201,8 @@ class RankGroups:
     def _new_group(self, ranks: tuple[int, ...]) -> Any:
         return dist.new_group(list(ranks), timeout=self._timeout, backend=self.backend)
 
-    def _attach(self, model: SequenceParallelModel) -> None:
-        """Give xfuser its runtime state, which it builds from a pipeline-like object."""
+    def _make_state(self, model: SequenceParallelModel) -> Any:
+        """The runtime state of xfuser, which it builds from a pipeline-like object."""
         # The degrees must multiply to the world size; ours change later, so claim data parallelism now.
         arguments = xFuserArgs(
             model="served", data_parallel_degree=self.world_size, attention_backend=model.attention_backend
@@ -174,8 +211,9 @@ class RankGroups:
         pipeline = type("Pipeline", (), {"transformer": model.transformer, "vae_scale_factor": 8})()
         initialize_runtime_state(pipeline, engine_config)
         state = get_runtime_state()
-        state.max_condition_sequence_length = model.text_tokens
+        state.max_condition_sequence_length = model.facts.text_tokens
         state.split_text_embed_in_sp, state.text_embed_sp_pad = True, 0
+        return state
 
     def _warm(self) -> None:
         """Open the communicators now, in one order, with the operations that serving uses.

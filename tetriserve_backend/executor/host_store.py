@@ -35,9 +35,13 @@ class HostStore:
         Raises:
             KeyError: the request has not been decoded, or its image was taken before.
         """
-        tensor = self._tensors[request_id].pop(PIXELS)
-        return np.frombuffer(tensor.data, dtype=np.uint8).reshape(tensor.header.shape)
+        return as_pixels(self._tensors[request_id].pop(PIXELS))
 
     def forget(self, request_id: str) -> None:
         """Drop everything of a request."""
         self._tensors.pop(request_id, None)
+
+
+def as_pixels(tensor: HostTensor) -> npt.NDArray[np.uint8]:
+    """An image as an array, shape (height, width, 3), on the same memory."""
+    return np.frombuffer(tensor.data, dtype=np.uint8).reshape(tensor.header.shape)

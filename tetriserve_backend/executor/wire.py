@@ -9,6 +9,7 @@ import zmq
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tetriserve_backend.engine.commands import RunSegment
+from tetriserve_backend.executor.model_facts import ModelFacts
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -36,8 +37,7 @@ class HostTensor:
 class ModelInfo:
     """What a rank tells of the model that it loaded."""
 
-    num_heads: int
-    text_tokens: int
+    facts: ModelFacts
     dtype: str
     device_name: str
     software: dict[str, str]
@@ -127,10 +127,11 @@ class GroupHealed:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """Step `step_index` of a request that asked for progress is done."""
+    """Step `step_index` of a request that asked for progress is done; the frames hold its preview, if any."""
 
     request_id: str
     step_index: int
+    tensors: tuple[TensorHeader, ...] = ()
     kind: Literal["step_done"] = "step_done"
 
 
@@ -201,7 +202,7 @@ def decode(frames: Sequence[zmq.Frame]) -> tuple[Message, tuple[HostTensor, ...]
         message = _ADAPTER.validate_json(frames[0].bytes)
     except ValidationError as error:
         raise WireError(f"not a message: {error}", _segment_id(frames[0].bytes)) from error
-    headers = message.tensors if isinstance(message, Perform | PartDone) else ()
+    headers = message.tensors if isinstance(message, Perform | PartDone | StepDone) else ()
     if len(headers) != len(frames) - 1:
         raise WireError(f"{message.kind}: {len(headers)} tensors announced, {len(frames) - 1} received")
     return message, tuple(HostTensor(h, f.buffer) for h, f in zip(headers, frames[1:], strict=True))

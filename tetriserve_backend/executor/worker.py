@@ -60,7 +60,7 @@ class Worker:
             dtype: torch.dtype = getattr(torch, spec.dtype)
             self._model = load_model(Path(spec.model_directory), spec.model, self._device, dtype)
             self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
-            self._runner = SegmentRunner(self._model, self._groups, self._tell_step)
+            self._runner = SegmentRunner({"": self._model}, self._groups, self._tell_step)
             timeout = timedelta(seconds=spec.start_timeout_s)
             self._store = TCPStore(LOOPBACK, spec.store_port, is_master=False, timeout=timeout)
         except Exception as error:
@@ -68,8 +68,7 @@ class Worker:
             self._send(wire.StartFailed(f"{type(error).__name__}: {error}"))
             return False
         info = wire.ModelInfo(
-            num_heads=self._model.num_heads, text_tokens=self._model.text_tokens, dtype=spec.dtype,
-            device_name=_device_name(self._device), software=_software(),
+            facts=self._model.facts, dtype=spec.dtype, device_name=_device_name(self._device), software=_software(),
         )  # fmt: skip
         self._send(wire.Loaded(info))
         return True
@@ -93,7 +92,7 @@ class Worker:
                 self._groups.heal(message.ranks, message.number)
                 self._send(wire.GroupHealed(message.ranks))
             elif isinstance(message, wire.FormWorld):
-                self._groups.form(message.generation, self._store, self._model)
+                self._groups.form(message.generation, self._store)
                 self._send(wire.WorldReady(message.generation))
             elif isinstance(message, wire.Stop):
                 return
@@ -103,8 +102,8 @@ class Worker:
         self._socket.close()
         zmq.Context.instance().term()
 
-    def _tell_step(self, request_id: str, step_index: int) -> None:
-        self._send(wire.StepDone(request_id, step_index))
+    def _tell_step(self, request_id: str, step_index: int, preview: tuple[wire.HostTensor, ...]) -> None:
+        self._send(wire.StepDone(request_id, step_index, tuple(tensor.header for tensor in preview)), preview)
 
     def _send(self, message: wire.Message, tensors: tuple[wire.HostTensor, ...] = ()) -> None:
         self._socket.send_multipart(wire.encode(message, tensors), copy=False)

@@ -20,8 +20,9 @@ from tetriserve_backend.executor import wire
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.dispatcher import Dispatcher
 from tetriserve_backend.executor.flight import Action, KillRanks, SendForget, SendHeal, SendSegment
-from tetriserve_backend.executor.host_store import HostStore
+from tetriserve_backend.executor.host_store import HostStore, as_pixels
 from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
+from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
 from tetriserve_backend.executor.rendezvous import host_rendezvous
@@ -41,7 +42,7 @@ class XditExecutor:
         model_name: the model as the settings name it; `model_directory` is where it was found.
         device: `cpu` or `cuda`; `device_name` is the product's name.
         world_size, dtype, software: as a latency table tells them.
-        num_heads, text_tokens: each degree must divide both, and the image tokens of its segment.
+        facts: of the loaded model.
     """
 
     def __init__(self, model: ModelSettings, executor: ExecutorSettings) -> None:
@@ -51,7 +52,7 @@ class XditExecutor:
         self.world_size = executor.world_size or 0
         self.device, self.device_name, self.dtype = "", "", ""
         self.software: dict[str, str] = {}
-        self.text_tokens, self.num_heads = 0, 0
+        self.facts = ModelFacts(0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
         self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
         self._store = HostStore()
         self._pool = RankPool(self, executor.respawn_timeout_s)
@@ -134,7 +135,8 @@ class XditExecutor:
         if isinstance(message, wire.PartDone):
             self._perform(self._running_dispatcher().part_done(rank, message, tensors))
         elif isinstance(message, wire.StepDone):
-            self._events.put_nowait(StepProgress(message.request_id, message.step_index))
+            preview = as_pixels(tensors[0]) if tensors else None
+            self._events.put_nowait(StepProgress(message.request_id, message.step_index, preview))
         elif isinstance(message, wire.PartFailed):
             self._perform(self._running_dispatcher().part_failed(rank, message, time.monotonic()))
         elif isinstance(message, wire.GroupHealed):
@@ -203,7 +205,7 @@ class XditExecutor:
 
     def _on_loaded(self, rank: int, info: wire.ModelInfo) -> None:
         self._loaded.add(rank)
-        self.num_heads, self.text_tokens = info.num_heads, info.text_tokens
+        self.facts = info.facts
         self.device_name, self.software = info.device_name, info.software
         if not self._is_starting():
             self._events.put_nowait(WorkerReady(rank))

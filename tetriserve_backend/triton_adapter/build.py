@@ -9,7 +9,7 @@ from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.executor.home import tetriserve_home
 from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.executor.xdit_executor import XditExecutor
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.triton_adapter.serving import Serving
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
@@ -32,8 +32,9 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
     await executor.start()
     try:
         table = await _table(settings, assets, executor)
-        policy = make_policy(settings.scheduler, table, executor.world_size)
-        core = EngineCore(policy, table, executor.world_size, settings.engine)
+        tables = LatencyTables({executor.model_name: table})
+        policy = make_policy(settings.scheduler, tables, executor.world_size)
+        core = EngineCore(policy, tables, executor.world_size, settings.engine)
         timeline = TimelineFile(Path(settings.timeline)) if settings.timeline else None
         engine = AsyncEngine(core, executor, timeline)
         await engine.start()
@@ -43,7 +44,10 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
     facts: dict[str, object] = {
         "model": executor.model_name,
         "model_directory": str(executor.model_directory),
-        "text_tokens": executor.text_tokens,
+        "text_tokens": executor.facts.text_tokens,
+        "supports_negative_prompt": executor.facts.supports_negative_prompt,
+        "default_guidance_scale": executor.facts.default_guidance_scale,
+        "max_side": executor.facts.max_side,
         "device": executor.device_name,
         "dtype": executor.dtype,
         "world_size": executor.world_size,
@@ -65,7 +69,7 @@ async def _table(settings: ServerSettings, assets: Path, executor: XditExecutor)
         device=executor.device_name,
         world_size=executor.world_size,
         dtype=executor.dtype,
-        text_tokens=executor.text_tokens,
+        text_tokens=executor.facts.text_tokens,
         asked=asked,
         measured=resolutions,
     )
@@ -77,4 +81,4 @@ async def _table(settings: ServerSettings, assets: Path, executor: XditExecutor)
         lambda: measure_table(executor, resolutions, _log.info),
     )
     # Whatever the table was measured on: a degree that this model cannot run at must not be offered.
-    return table.restricted_to(usable_degrees(executor.world_size, executor.num_heads, executor.text_tokens))
+    return table.restricted_to(usable_degrees(executor.world_size, *executor.facts.shared_counts.values()))

@@ -119,41 +119,56 @@ class Driver:
         return self._command(SegmentKind.DECODE, [request], (rank,), [(0, 0)], HandOver(CREATE, latent))
 
     def denoise(
-        self, request: Request, ranks: tuple[int, ...], first: int, steps: int, conditioning: Source, latent: Source
-    ) -> RunSegment:
-        return self._command(SegmentKind.DENOISE, [request], ranks, [(first, steps)], HandOver(conditioning, latent))
+        self, request: Request, ranks: tuple[int, ...], first: int, steps: int, conditioning: Source, latent: Source,
+        cfg_degree: int = 1,
+    ) -> RunSegment:  # fmt: skip
+        hand_over = HandOver(conditioning, latent)
+        return self._command(SegmentKind.DENOISE, [request], ranks, [(first, steps)], hand_over, cfg_degree)
 
-    def batch(self, requests: Sequence[Request], ranks: tuple[int, ...], hand_over: HandOver) -> RunSegment:
-        """All steps of several requests together."""
-        parts = [(0, request.num_steps) for request in requests]
-        return self._command(SegmentKind.DENOISE, requests, ranks, parts, hand_over)
+    def batch(
+        self, requests: Sequence[Request], ranks: tuple[int, ...], hand_over: HandOver,
+        parts: Sequence[tuple[int, int]] | None = None, cfg_degree: int = 1,
+    ) -> RunSegment:  # fmt: skip
+        """(first step, steps) of several requests together; all of them by default."""
+        parts = parts or [(0, request.num_steps) for request in requests]
+        return self._command(SegmentKind.DENOISE, requests, ranks, parts, hand_over, cfg_degree)
 
-    def whole(self, request: Request, schedule: Schedule, encode_on: int = 0, decode_on: int = 0) -> list[RunSegment]:
-        """Encode, denoise by `schedule` ((ranks, steps), …), decode; sources as an engine would choose them."""
+    def whole(
+        self, request: Request, schedule: Schedule, encode_on: int = 0, decode_on: int = 0, split: Sequence[int] = (),
+    ) -> list[RunSegment]:  # fmt: skip
+        """Encode, denoise by `schedule` ((ranks, steps), …), decode; sources as an engine would choose them.
+
+        Guidance is split in the segments that `split` numbers.
+        """
         commands = [self.encode(request, encode_on)]
         conditioning: set[int] = {encode_on}
         latent: set[int] = set()
         first = 0
-        for ranks, steps in schedule:
+        for number, (ranks, steps) in enumerate(schedule):
             latent_source = source_for(latent, ranks) if first else CREATE
-            commands.append(self.denoise(request, ranks, first, steps, source_for(conditioning, ranks), latent_source))
+            sources = (source_for(conditioning, ranks), latent_source)
+            commands.append(self.denoise(request, ranks, first, steps, *sources, 2 if number in split else 1))
             conditioning |= set(ranks)
             latent, first = set(ranks), first + steps
         assert first == request.num_steps
         commands.append(self.decode(request, decode_on, source_for(latent, (decode_on,))))
         return commands
 
-    def generate(self, request: Request, schedule: Schedule, encode_on: int = 0, decode_on: int = 0) -> Any:
-        outcomes = self.run(self.whole(request, schedule, encode_on, decode_on))
+    def generate(
+        self, request: Request, schedule: Schedule, encode_on: int = 0, decode_on: int = 0, split: Sequence[int] = ()
+    ) -> Any:
+        outcomes = self.run(self.whole(request, schedule, encode_on, decode_on, split))
         assert all(isinstance(outcome, SegmentFinished) for outcome in outcomes), outcomes
         return self.image(request)
 
     def _command(
         self, kind: SegmentKind, requests: Sequence[Request], ranks: tuple[int, ...],
-        steps: Sequence[tuple[int, int]], hand_over: HandOver,
+        steps: Sequence[tuple[int, int]], hand_over: HandOver, cfg_degree: int = 1,
     ) -> RunSegment:  # fmt: skip
         parts = tuple(SegmentPart(r.request_id, first, n) for r, (first, n) in zip(requests, steps, strict=True))
-        segment = Segment(next(self._ids), kind, parts, Placement(ranks), requests[0].height, requests[0].width)
+        segment = Segment(
+            next(self._ids), kind, parts, Placement(ranks), requests[0].height, requests[0].width, cfg_degree=cfg_degree
+        )
         return RunSegment(segment, tuple(requests), (hand_over,) * len(requests))
 
 

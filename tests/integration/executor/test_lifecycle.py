@@ -18,7 +18,7 @@ from tetriserve_backend.domain import ConfigurationError, ServerError
 from tetriserve_backend.engine.events import WorkerReady, WorldFormed
 from tetriserve_backend.executor import rank_pool
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
-from tetriserve_backend.executor.demo_flux import demo_flux_directory, ensure_demo_flux
+from tetriserve_backend.executor.demo_models import demo_directory, ensure_demo
 from tetriserve_backend.executor.xdit_executor import XditExecutor
 from tetriserve_profiling.quick import measure_table
 
@@ -175,15 +175,15 @@ def test_unknown_model_is_an_error_that_names_the_setting() -> None:
 def test_demo_model_is_made_once_also_when_two_processes_ask(tmp_path: Path) -> None:
     asker = [
         sys.executable, "-c",
-        "import sys; from pathlib import Path; from tetriserve_backend.executor.demo_flux import ensure_demo_flux;"
-        "print(ensure_demo_flux(Path(sys.argv[1])))", str(tmp_path),
+        "import sys; from pathlib import Path; from tetriserve_backend.executor.demo_models import ensure_demo;"
+        "print(ensure_demo('demo-flux', Path(sys.argv[1])))", str(tmp_path),
     ]  # fmt: skip
     others = [subprocess.Popen(asker, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = {other.communicate(timeout=60)[0].strip() for other in others}
-    assert answers == {str(demo_flux_directory(tmp_path))}
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [demo_flux_directory(tmp_path).name]
+    assert answers == {str(demo_directory("demo-flux", tmp_path))}
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [demo_directory("demo-flux", tmp_path).name]
     started_s = time.monotonic()
-    assert ensure_demo_flux(tmp_path) == demo_flux_directory(tmp_path)
+    assert ensure_demo("demo-flux", tmp_path) == demo_directory("demo-flux", tmp_path)
     assert time.monotonic() - started_s < 0.1
 
 

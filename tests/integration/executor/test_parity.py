@@ -102,7 +102,7 @@ def test_only_degrees_that_divide_the_image_tokens_are_offered_and_accepted(
     world: Driver, reference: Reference, tiny_model: Path, height: int, width: int, degrees: tuple[int, ...]
 ) -> None:
     executor = world.executor
-    offered = usable_degrees(4, executor.num_heads, executor.text_tokens, image_tokens(height, width))
+    offered = usable_degrees(4, *executor.facts.shared_counts.values(), image_tokens(height, width))
     assert offered == degrees
     request = make_request(height, width)
     if 4 not in degrees:
@@ -127,7 +127,7 @@ def test_model_without_guidance_whose_text_four_ranks_cannot_share(
     world_without_guidance: Driver, reference: Reference, tiny_model_without_guidance: Path
 ) -> None:
     driver = world_without_guidance
-    assert usable_degrees(4, driver.executor.num_heads, driver.executor.text_tokens) == (1, 2)
+    assert usable_degrees(4, *driver.executor.facts.shared_counts.values()) == (1, 2)
     request = make_request()
     refused = driver.run([driver.encode(request, 0), driver.denoise(request, ALL, 0, 4, broadcast(0), CREATE)])[1]
     assert isinstance(refused, SegmentFailed)

@@ -13,11 +13,11 @@ ALL = (0, 1, 2, 3)
 
 def denoise(
     segment_id: int, ranks: tuple[int, ...], request_id: str = "r0", first: int = 0, latent: Source = RESIDENT,
-    expected_s: float = 0.0,
+    expected_s: float = 0.0, cfg_degree: int = 1,
 ) -> RunSegment:  # fmt: skip
     request = Request(request_id, 256, 256, 10, arrival_s=0.0, deadline_s=1.0)
     part = SegmentPart(request_id, first, 5)
-    segment = Segment(segment_id, SegmentKind.DENOISE, (part,), Placement(ranks), 256, 256)
+    segment = Segment(segment_id, SegmentKind.DENOISE, (part,), Placement(ranks), 256, 256, cfg_degree=cfg_degree)
     return RunSegment(segment, (request,), (HandOver(RESIDENT, latent),), expected_s)
 
 

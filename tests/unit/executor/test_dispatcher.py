@@ -134,6 +134,18 @@ def test_broken_group_is_healed_before_anything_else_goes_to_it(dispatcher: Disp
     assert sent_ids(dispatcher.group_healed(1, (0, 1))) == [2]
 
 
+def test_halves_of_a_split_segment_are_healed_with_the_whole(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, ALL, cfg_degree=2))
+    dispatcher.part_failed(0, failed(1), 0.0)
+    assert dispatcher.submit(denoise(2, (2, 3), "r1")) == []
+    dispatcher.part_failed(1, failed(1, "group"), 0.0)
+    dispatcher.part_failed(2, failed(1, "group"), 0.0)
+    heals = dispatcher.part_failed(3, failed(1, "group"), 0.0)
+    assert heals == [SendHeal((0, 1), 2), SendHeal(ALL, 3), SendHeal((2, 3), 4)]
+    assert dispatcher.group_healed(2, (2, 3)) == []
+    assert sent_ids(dispatcher.group_healed(3, (2, 3))) == [2]
+
+
 def test_rank_lost_while_its_group_is_healed_takes_the_waiting_members_along(dispatcher: Dispatcher) -> None:
     dispatcher.submit(denoise(1, (0, 1)))
     dispatcher.part_failed(0, failed(1), 0.0)

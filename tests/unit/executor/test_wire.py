@@ -9,6 +9,7 @@ import zmq
 from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
 from tetriserve_backend.executor import wire
+from tetriserve_backend.executor.model_facts import ModelFacts
 
 REQUEST = Request("r0", 256, 512, 20, arrival_s=1.25, deadline_s=2.5, prompt='ein „Fuchs" 🦊\n', seed=2**62)
 COMMAND = RunSegment(
@@ -16,6 +17,7 @@ COMMAND = RunSegment(
     (REQUEST,),
     (HandOver(Source(SourceKind.RESIDENT), Source(SourceKind.HOST, 2)),),
 )
+FACTS = ModelFacts(64, {"attention heads": 8}, supports_negative_prompt=True, default_guidance_scale=7.0)
 HEADER = wire.TensorHeader("r0", "latent", "float32", (1, 2), step=5)
 
 MESSAGES: list[wire.Message] = [
@@ -24,7 +26,7 @@ MESSAGES: list[wire.Message] = [
     wire.Perform(COMMAND, ()),
     wire.Forget("r0"),
     wire.Stop(),
-    wire.Loaded(wire.ModelInfo(8, 64, "float32", "a CPU", {"torch": "2"})),
+    wire.Loaded(wire.ModelInfo(FACTS, "float32", "a CPU", {"torch": "2"})),
     wire.StartFailed("no"),
     wire.WorldReady(3),
     wire.GroupHealed((0, 1)),
@@ -45,10 +47,11 @@ def test_every_message_arrives_as_it_was_sent(message: wire.Message) -> None:
     assert over_the_wire(message) == (message, ())
 
 
-def test_tensor_frames_arrive_beside_their_headers() -> None:
+@pytest.mark.parametrize("message", [wire.PartDone(7, 1.0, 2.0, (HEADER,)), wire.StepDone("r0", 4, (HEADER,))])
+def test_tensor_frames_arrive_beside_their_headers(message: wire.Message) -> None:
     sent = wire.HostTensor(HEADER, memoryview(b"12345678"))
-    message, (received,) = over_the_wire(wire.PartDone(7, 1.0, 2.0, (HEADER,)), (sent,))
-    assert message == wire.PartDone(7, 1.0, 2.0, (HEADER,))
+    arrived, (received,) = over_the_wire(message, (sent,))
+    assert arrived == message
     assert received.header == HEADER
     assert bytes(received.data) == b"12345678"
 

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
-from tetriserve_backend.executor.demo_flux import DEMO_NAME, ensure_demo_flux
+from tetriserve_backend.executor.demo_models import DEMO_MODELS, ensure_demo
 from tetriserve_backend.executor.home import tetriserve_home
 
 INDEX = "model_index.json"
@@ -17,8 +18,8 @@ def resolve_directory(settings: ModelSettings) -> Path:
     Raises:
         ConfigurationError: there is no such model.
     """
-    if settings.path == DEMO_NAME:
-        return ensure_demo_flux(tetriserve_home())
+    if settings.path in DEMO_MODELS:
+        return ensure_demo(settings.path, tetriserve_home())
     directory = Path(settings.path).expanduser()
     if not directory.is_dir():
         directory = _from_hub(settings)
@@ -49,9 +50,25 @@ def read_family(directory: Path) -> str:
     Raises:
         ConfigurationError: the index is missing or broken.
     """
+    family = _read_index(directory).get("_class_name")
+    if not isinstance(family, str):
+        raise ConfigurationError(f"{directory / INDEX}: _class_name: expected the name of a pipeline")
+    return family
+
+
+def absent_parts(directory: Path) -> frozenset[str]:
+    """The parts that the pipeline of a directory was saved without.
+
+    Raises:
+        ConfigurationError: the index is missing or broken.
+    """
+    return frozenset(name for name, part in _read_index(directory).items() if part == [None, None])
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((directory / INDEX).read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return dict(json.loads((directory / INDEX).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"{directory / INDEX}: expected the index of a model in diffusers format: {error}"
         ) from error

@@ -1,5 +1,6 @@
 """From a directory in diffusers format to the loaded model of its family."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -9,16 +10,24 @@ from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.models.base import DiffusionModel
 from tetriserve_backend.executor.models.directory import INDEX, read_family
 
+_FAMILIES = {
+    "FluxPipeline": ("tetriserve_backend.executor.models.flux", "FluxModel"),
+    "StableDiffusion3Pipeline": ("tetriserve_backend.executor.models.sd3", "Sd3Model"),
+}
+
 
 def load_model(directory: Path, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
     """Load the model of a directory in diffusers format onto `device`.
 
     Raises:
-        ConfigurationError: no such format, or a family that is not supported.
+        ConfigurationError: no such format, a family that is not supported, or settings that it cannot follow.
     """
     family = read_family(directory)
-    if family == "FluxPipeline":
-        from tetriserve_backend.executor.models.flux import FluxModel  # noqa: PLC0415  (one family is loaded)
-
-        return FluxModel.load(directory, settings, device, dtype)
-    raise ConfigurationError(f"{directory / INDEX}: _class_name: '{family}'; supported: FluxPipeline")
+    if family not in _FAMILIES:
+        raise ConfigurationError(
+            f"{directory / INDEX}: _class_name: '{family}'; supported: {', '.join(sorted(_FAMILIES))}"
+        )
+    module, name = _FAMILIES[family]
+    # Each import takes a second or more, so only what is needed.
+    model: DiffusionModel = getattr(importlib.import_module(module), name).load(directory, settings, device, dtype)
+    return model

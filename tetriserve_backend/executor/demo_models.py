@@ -1,59 +1,31 @@
-"""The embedded default model: a real FLUX.1 pipeline, small, with seeded random weights, made on first use."""
+"""The embedded models: real pipelines, small, with seeded random weights, made on first use."""
 
 import argparse
-import hashlib
-import json
 import logging
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.executor.demo_config import DemoConfig, DemoFluxConfig, DemoSd3Config
 from tetriserve_backend.executor.python_process import child_environment, python_command
 
-DEMO_NAME = "demo-flux"
+DEMO_MODELS: Mapping[str, DemoConfig] = {"demo-flux": DemoFluxConfig(), "demo-sd3": DemoSd3Config()}
+"""What may be named instead of a directory."""
 
 _log = logging.getLogger(__name__)
 _BUILD_TIMEOUT_S = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class DemoFluxConfig:
-    """Sizes of a generated FLUX.1 directory; the defaults are those of `demo-flux`.
-
-    Few wide layers, because thin ones would spend their time on communication and not scale, and
-    8 heads, so that up to 8 ranks can share a step. `format_version` changes with the generator.
-    """
-
-    format_version: int = 1
-    seed: int = 20
-    num_layers: int = 1
-    num_single_layers: int = 1
-    num_heads: int = 8
-    head_dim: int = 32
-    rope_axes: tuple[int, int, int] = (8, 12, 12)
-    text_width: int = 64
-    text_layers: int = 2
-    text_tokens: int = 64
-    latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (8, 8, 16, 16)
-    guidance_embeds: bool = True
-
-    @property
-    def digest(self) -> str:
-        """Names the directory, so that another configuration gets another one."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+def demo_directory(name: str, home: Path) -> Path:
+    """Where the embedded model `name` lies below `home`, made or not."""
+    return home / "models" / f"{name}-{DEMO_MODELS[name].digest}"
 
 
-def demo_flux_directory(home: Path) -> Path:
-    """Where `demo-flux` lies below `home`, made or not."""
-    return home / "models" / f"{DEMO_NAME}-{DemoFluxConfig().digest}"
-
-
-def ensure_demo_flux(home: Path) -> Path:
-    """The directory of `demo-flux` below `home`, made now if it is not there yet (a few seconds).
+def ensure_demo(name: str, home: Path) -> Path:
+    """The directory of the embedded model `name` below `home`, made now if it is not there yet (a few seconds).
 
     Safe when several processes do it at once. The work is done by a process of its own, because it
     needs libraries that nothing else in the caller's process needs.
@@ -61,11 +33,11 @@ def ensure_demo_flux(home: Path) -> Path:
     Raises:
         ConfigurationError: it could not be made.
     """
-    directory = demo_flux_directory(home)
+    directory = demo_directory(name, home)
     if directory.is_dir():
         return directory
     _log.info("generating the embedded model in %s", directory)
-    command = [*python_command("tetriserve_backend.executor.demo_flux"), str(directory)]
+    command = [*python_command("tetriserve_backend.executor.demo_models"), name, str(directory)]
     try:
         result = subprocess.run(
             command,
@@ -83,7 +55,7 @@ def ensure_demo_flux(home: Path) -> Path:
     return directory
 
 
-def build_flux_directory(directory: Path, config: DemoFluxConfig) -> None:
+def build_directory(directory: Path, config: DemoConfig) -> None:
     """Write a pipeline of this configuration to `directory`, complete or not at all."""
     from tetriserve_backend.executor.demo_pipeline import make_pipeline  # noqa: PLC0415  (takes seconds)
 
@@ -102,10 +74,12 @@ def build_flux_directory(directory: Path, config: DemoFluxConfig) -> None:
 
 
 def main() -> None:
-    """Make `demo-flux` at the path given as the only argument."""
+    """Make the embedded model that is named first at the path given second."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("name", choices=DEMO_MODELS)
     parser.add_argument("directory", type=Path)
-    build_flux_directory(parser.parse_args().directory, DemoFluxConfig())
+    arguments = parser.parse_args()
+    build_directory(arguments.directory, DEMO_MODELS[arguments.name])
 
 
 if __name__ == "__main__":
