@@ -18,6 +18,7 @@ from tetriserve_backend.domain import (
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, WorkerLost
 from tetriserve_backend.engine.executor_port import Executor
+from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.latency_table import LatencyTable
 
@@ -37,8 +38,7 @@ class ProfiledExecutor(Executor, Protocol):
     dtype: str
     software: dict[str, str]
     world_size: int
-    num_heads: int
-    text_tokens: int
+    facts: ModelFacts
 
 
 async def measure_table(
@@ -97,7 +97,7 @@ class _Profile:
             self._encodes += [span.seconds for span in (await self._run(encodes))[1:]]
             steps_done = 0
             for degree in usable_degrees(
-                executor.world_size, executor.num_heads, executor.text_tokens, image_tokens(height, width)
+                executor.world_size, *executor.facts.shared_counts.values(), image_tokens(height, width)
             ):
                 steps_done = await self._measure_steps(request, degree)
             await self._measure_decode(request, steps_done)
@@ -114,7 +114,7 @@ class _Profile:
             "world_size": executor.world_size,
             "dtype": executor.dtype,
             "source": "measured",
-            "text_tokens": executor.text_tokens,
+            "text_tokens": executor.facts.text_tokens,
             "software": executor.software,
             "step": self._steps,
             "encode": [{"batch": 1, "seconds": statistics.median(self._encodes)}],
