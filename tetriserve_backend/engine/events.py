@@ -22,11 +22,15 @@ class RequestCancelled:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFinished:
-    """Every rank of a segment is done with it; `start_s`/`end_s` were taken on the ranks."""
+    """Every rank of a segment is done with it; `start_s`/`end_s` were taken on the ranks.
+
+    `peak_memory_bytes` is the most that one of them had allocated on its device; None where that is not counted.
+    """
 
     segment_id: int
     start_s: float
     end_s: float
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

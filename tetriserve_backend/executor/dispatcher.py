@@ -224,7 +224,8 @@ class Dispatcher:
             self._store.commit(tuple(r for r in flight.results if r.header.request_id not in flight.released))
             start_s = max(part.start_s for part in flight.parts)
             end_s = min(part.end_s for part in flight.parts)
-            actions.append(SegmentFinished(flight.segment_id, start_s, max(start_s, end_s)))
+            peaks = [part.peak_memory_bytes for part in flight.parts if part.peak_memory_bytes is not None]
+            actions.append(SegmentFinished(flight.segment_id, start_s, max(start_s, end_s), max(peaks, default=None)))
         elif flight.failures:
             actions += self._fail(flight, flight.failures[0].reason, retryable=True)
         self._flights.pop(flight.segment_id, None)

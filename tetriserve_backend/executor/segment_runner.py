@@ -8,6 +8,7 @@ import torch
 
 from tetriserve_backend.domain import Request, Segment, SegmentKind
 from tetriserve_backend.engine.commands import RunSegment
+from tetriserve_backend.executor.device_memory import PeakMemory
 from tetriserve_backend.executor.device_time import Stopwatch
 from tetriserve_backend.executor.groups import HalvedGroup, RankGroups
 from tetriserve_backend.executor.host_store import LATENT, PIXELS
@@ -59,6 +60,7 @@ class SegmentRunner:
         model = self._models[segment.model]
         try:
             split = self._enter_groups(segment, model)
+            memory = PeakMemory(self._device)
             self._tensors.take_over(command, incoming, model)
             # Waiting for the group to come together is not work.
             watch = Stopwatch(self._device)
@@ -69,7 +71,8 @@ class SegmentRunner:
             start_s, end_s = watch.span_s()
         except Exception as error:
             return self._fail(command, error), ()
-        return PartDone(segment.segment_id, start_s, end_s, tuple(r.header for r in results)), results
+        headers = tuple(result.header for result in results)
+        return PartDone(segment.segment_id, start_s, end_s, headers, memory.in_bytes()), results
 
     def _refusal(self, segment: Segment) -> str | None:
         model = self._models.get(segment.model)

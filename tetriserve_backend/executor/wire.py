@@ -143,6 +143,7 @@ class PartDone:
     start_s: float
     end_s: float
     tensors: tuple[TensorHeader, ...]
+    peak_memory_bytes: int | None = None
     kind: Literal["part_done"] = "part_done"
 
 

@@ -40,7 +40,7 @@ class XditExecutor:
 
     Attributes (all but `model_name` are known after `start`):
         model_name: the model as the settings name it; `model_directory` is where it was found.
-        device: `cpu` or `cuda`; `device_name` is the product's name.
+        device: `cpu` or `cuda`; `device_name` is the product's name, `device_names` that of each rank's.
         world_size, dtype, software: as a latency table tells them.
         facts: of the loaded model.
     """
@@ -51,6 +51,7 @@ class XditExecutor:
         self.model_directory = Path()
         self.world_size = executor.world_size or 0
         self.device, self.device_name, self.dtype = "", "", ""
+        self.device_names: dict[int, str] = {}
         self.software: dict[str, str] = {}
         self.facts = ModelFacts(0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
         self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
@@ -207,6 +208,7 @@ class XditExecutor:
         self._loaded.add(rank)
         self.facts = info.facts
         self.device_name, self.software = info.device_name, info.software
+        self.device_names[rank] = info.device_name
         if not self._is_starting():
             self._events.put_nowait(WorkerReady(rank))
         elif len(self._loaded) == self.world_size:

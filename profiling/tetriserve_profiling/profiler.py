@@ -1,0 +1,193 @@
+"""Measures a whole latency table, visit by visit."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from tetriserve_backend.domain import LatencyTableError
+from tetriserve_profiling.bench import Bench, ProfiledExecutor, SegmentsFailedError
+from tetriserve_profiling.hand_over import Move, MoveCost, MoveMeter, list_moves, resolutions_to_move
+from tetriserve_profiling.record import Record
+from tetriserve_profiling.remaining import RemainingTime
+from tetriserve_profiling.schedule import Visit, visits
+from tetriserve_profiling.settings import ProfileSettings
+from tetriserve_profiling.spread import Spread
+from tetriserve_profiling.stopwatch import Stopwatch
+from tetriserve_profiling.work import DecodeWork, EncodeWork, Work
+
+_TRIES = 3
+OUT_OF_MEMORY = "out of memory"
+"""How the reason of an entry that does not fit begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What has just been done.
+
+    Attributes:
+        done, total: visits; the total shrinks when entries turn out not to fit.
+        remaining_s: how long the rest will take; None while that cannot be told.
+        what: what was visited.
+        spread: of the samples so far; None where there is nothing to tell.
+        complete: whether it will not be visited again.
+        problem: why it cannot be had; empty if it can.
+    """
+
+    done: int
+    total: int
+    remaining_s: float | None
+    what: str
+    spread: Spread | None = None
+    complete: bool = False
+    problem: str = ""
+
+    def in_words(self) -> str:
+        """One line."""
+        if self.problem:
+            return f"{self.what}: left out: {self.problem}"
+        if self.spread is None:
+            return self.what
+        return f"{self.what}: {1e3 * self.spread.seconds:.1f} ms (cv {self.spread.cv:.1%}, n {self.spread.samples})"
+
+
+class Profiler:
+    """Fills a record with what `work` lacks in it.
+
+    Args:
+        executor: started, and idle while this works.
+        settings: how often to measure.
+        record: what is there already; grows.
+        on_progress: called after each visit, when the record holds what it gave.
+        model: the served model, as `Request.model`.
+    """
+
+    def __init__(
+        self,
+        executor: ProfiledExecutor,
+        settings: ProfileSettings,
+        record: Record,
+        on_progress: Callable[[Progress], None],
+        model: str = "",
+    ) -> None:
+        self._settings, self._record, self._on_progress = settings, record, on_progress
+        self._bench = Bench(executor, model)
+        self._stopwatch = Stopwatch(self._bench)
+        self._remaining = RemainingTime()
+        self._warm: set[Work] = set()
+        self._spent_s: dict[Work, float] = {}
+
+    async def measure(self, work: Sequence[Work]) -> None:
+        """Visit all entries until each has its samples, or is known to be impossible.
+
+        Raises:
+            LatencyTableError: encoding failed, without which nothing can be measured.
+            ServerError: the executor has given up.
+        """
+        to_come = [v for v in visits(work, self._settings, self._record.counts()) if v.work not in self._record.absent]
+        done = 0
+        while to_come:
+            visit = to_come.pop(0)
+            start_s = time.monotonic()
+            problem = self._known_problem(visit.work) or await self._visit(visit)
+            self._note_time(visit.work, time.monotonic() - start_s)
+            done += 1
+            if problem:
+                self._give_up(visit.work, problem)
+            to_come = [v for v in to_come if not self._is_satisfied(v)]
+            self._on_progress(
+                Progress(
+                    done,
+                    done + len(to_come),
+                    self._remaining.estimate(v.work for v in to_come),
+                    str(visit.work),
+                    None if problem else self._record.spread(visit.work),
+                    all(v.work != visit.work for v in to_come),
+                    problem,
+                )
+            )
+
+    async def measure_moves(self, degrees: Sequence[int]) -> list[MoveCost]:
+        """Cost of moving a latent, between neighbouring degrees and to other ranks.
+
+        Raises:
+            LatencyTableError: a segment failed.
+            ServerError: the executor has given up.
+        """
+        meter = MoveMeter(self._stopwatch, self._bench)
+        moves = list_moves(degrees, self._bench.executor.world_size)
+        shapes = resolutions_to_move(self._settings.resolutions)
+        rounds = [(shape, move) for _ in range(self._settings.repeats) for shape in shapes for move in moves]
+        start_s = time.monotonic()
+        for number, (shape, move) in enumerate(rounds, start=1):
+            await self._move(meter, shape, move)
+            remaining_s = (time.monotonic() - start_s) / number * (len(rounds) - number)
+            what = f"hand-over {shape[0]}x{shape[1]} from {move.before} to {move.after}"
+            self._on_progress(Progress(number, len(rounds), remaining_s, what))
+        return meter.costs()
+
+    def release(self) -> None:
+        """Have the ranks drop what they hold of this profile."""
+        self._stopwatch.release()
+
+    async def _move(self, meter: MoveMeter, shape: tuple[int, int], move: Move) -> None:
+        try:
+            await meter.measure(*shape, move)
+        except SegmentsFailedError as error:
+            raise LatencyTableError(
+                f"measuring the hand-over from {move.before} to {move.after} failed: {error}"
+            ) from error
+
+    async def _visit(self, visit: Visit) -> str:
+        """Take samples; why there are none, if so."""
+        for attempt in range(_TRIES):
+            try:
+                warmup = 1 if visit.work in self._warm else self._settings.warmup
+                samples = await self._stopwatch.measure(visit.work, warmup, lambda s: self._affordable(visit, s))
+            except SegmentsFailedError as error:
+                self._stopwatch.forget()
+                # A new process starts cold.
+                self._warm.clear()
+                await self._bench.recover()
+                if error.out_of_memory or not error.retryable or attempt == _TRIES - 1:
+                    return (f"{OUT_OF_MEMORY}: " if error.out_of_memory else "") + str(error)
+            else:
+                self._warm.add(visit.work)
+                self._record.add(visit.work, samples)
+                break
+        return ""
+
+    def _affordable(self, visit: Visit, sample_s: float) -> int:
+        settings, have = self._settings, self._record.counts().get(visit.work, 0)
+        wanted = visit.target - have
+        if settings.budget_s is None:
+            return wanted
+        left_s = settings.budget_s - self._spent_s.get(visit.work, 0.0)
+        return max(1, settings.min_repeats - have, min(wanted, int(left_s / sample_s)))
+
+    def _is_satisfied(self, visit: Visit) -> bool:
+        work, have = visit.work, self._record.counts().get(visit.work, 0)
+        if work in self._record.absent or have >= visit.target:
+            return True
+        budget_s = self._settings.budget_s
+        is_spent = budget_s is not None and self._spent_s.get(work, 0.0) >= budget_s
+        return is_spent and have >= self._settings.min_repeats
+
+    def _known_problem(self, work: Work) -> str:
+        """Why a larger batch cannot fit, where a smaller one does not."""
+        if isinstance(work, DecodeWork):
+            return ""
+        for other, reason in self._record.absent.items():
+            if isinstance(other, DecodeWork) or not reason.startswith(OUT_OF_MEMORY):
+                continue
+            if other.batch < work.batch and replace(other, batch=work.batch) == work:
+                return f"{OUT_OF_MEMORY}: {other} is"
+        return ""
+
+    def _give_up(self, work: Work, problem: str) -> None:
+        if work == EncodeWork(1):
+            raise LatencyTableError(f"{work} failed, so that nothing can be measured: {problem}")
+        self._record.give_up(work, problem)
+
+    def _note_time(self, work: Work, seconds: float) -> None:
+        self._remaining.note(work, seconds)
+        self._spent_s[work] = self._spent_s.get(work, 0.0) + seconds

@@ -1,0 +1,30 @@
+"""The middle of some samples, and how far they lie apart."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Standard deviations that a difference between two measurements of the same thing may span.
+_SIGMAS = 4.0
+# What a machine changes by from one minute to the next, which the samples of one minute cannot show.
+NOISE_FLOOR = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median seconds of `samples` measurements; `cv` is their standard deviation over their mean, all included."""
+
+    seconds: float
+    cv: float
+    samples: int
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Summarise at least one sample."""
+    cv = statistics.stdev(samples) / statistics.fmean(samples) if len(samples) > 1 else 0.0
+    return Spread(statistics.median(samples), cv, len(samples))
+
+
+def tolerance(cv: float | None, other_cv: float | None, floor: float = NOISE_FLOOR) -> float:
+    """By which share two medians of the same thing may differ: four times the larger CV, but at least `floor`."""
+    return max(_SIGMAS * max(cv or 0.0, other_cv or 0.0), floor)
