@@ -23,6 +23,9 @@ from locust.exception import StopUser
 from PIL import Image, UnidentifiedImageError
 
 HTTP_OK = 200
+ONE_IMAGE, SEVERAL_IMAGES = "tetriserve", "tetriserve_infer"
+"""Triton's `generate` takes one response: for several images the model that puts them into one."""
+
 PROMPTS = ("a red fox in fresh snow", "a lighthouse at dusk", "a bicycle made of glass", "two herons and a storm")
 REPORT_KEY = "on_time"
 
@@ -106,6 +109,13 @@ def answer_of(body: str | None) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
+def elements_of(value: Any) -> list[Any]:
+    """What a tensor in the JSON of `generate` holds: Triton writes one of one element as that element."""
+    if isinstance(value, list):
+        return value
+    return [value] if value else []
+
+
 def problem_of(image: bytes, shape: Shape) -> str:
     """What is wrong with an image; empty if nothing is."""
     try:
@@ -118,7 +128,7 @@ def problem_of(image: bytes, shape: Shape) -> str:
 
 
 class ImageUser(FastHttpUser):
-    """Asks for an image, looks at it, and asks for the next."""
+    """Asks for images, looks at them, and asks for the next."""
 
     wait_time = between(0.0, 0.5)
     network_timeout = 300.0
@@ -137,27 +147,36 @@ class ImageUser(FastHttpUser):
 
     @task
     def generate(self) -> None:
-        """One image, with a deadline of its own."""
+        """One request, with a deadline of its own."""
+        options = self.environment.parsed_options
         shape = random.choice(self.shapes)
         fields = {
             "prompt": random.choice(PROMPTS),
             "height": shape.height,
             "width": shape.width,
             "num_inference_steps": self.num_steps,
-            "latency_threshold": round(random.choice(self.scales) * shape.shortest_s, 3),
+            "num_images": options.num_images,
+            "latency_threshold": round(random.choice(self.scales) * options.num_images * shape.shortest_s, 3),
         }
+        if options.model:
+            fields["model"] = options.model
+        if options.negative_prompt:
+            fields["negative_prompt"] = options.negative_prompt
+        model = SEVERAL_IMAGES if options.num_images > 1 else ONE_IMAGE
         on_time = False
         request = self.client.post(
-            "/v2/models/tetriserve/generate", json=fields, name=f"generate {shape.name}", catch_response=True
+            f"/v2/models/{model}/generate", json=fields, name=f"generate {shape.name}", catch_response=True
         )
         with request as response:
             answer = answer_of(response.text)
-            if "image" not in answer:
+            images = [base64.b64decode(image) for image in elements_of(answer.get("image"))]
+            problems = [problem for image in images if (problem := problem_of(image, shape))]
+            if len(images) != options.num_images:
                 response.failure(f"{response.status_code}: {answer.get('error') or response.text}")
-            elif problem := problem_of(base64.b64decode(answer["image"]), shape):
-                response.failure(problem)
+            elif problems:
+                response.failure(problems[0])
             else:
-                on_time = bool(json.loads(answer["metadata"])["deadline_met"])
+                on_time = all(json.loads(told)["deadline_met"] for told in elements_of(answer["metadata"]))
         TALLY.add(shape.name, 1, int(on_time))
 
 
@@ -166,6 +185,9 @@ def add_options(parser: ArgumentParser) -> None:
     """Options of our own, which locust shows on its start page too."""
     group = parser.add_argument_group("TetriServe")
     group.add_argument("--steps", type=int, default=20, help="denoising steps of each image")
+    group.add_argument("--num-images", type=int, default=1, help="images of each request, which share its deadline")
+    group.add_argument("--model", default="", help="which served model; needed where there are several")
+    group.add_argument("--negative-prompt", default="", help="sent with each request; not for FLUX")
     group.add_argument(
         "--slo-scales", default="2,3,5", help="a deadline is one of these times the shortest possible latency"
     )

@@ -14,7 +14,7 @@ from tetriserve_client.errors import (
 )
 from tetriserve_client.http import HttpTetriserveClient
 from tetriserve_client.request import ImageFields, ImageRequest, Size
-from tetriserve_client.result import GenerateResult, Progress, SegmentReport
+from tetriserve_client.result import GenerateResult, ImageResult, Progress, SegmentReport
 from tetriserve_client.sync import TetriserveClient
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "HttpTetriserveClient",
     "ImageFields",
     "ImageRequest",
+    "ImageResult",
     "InvalidRequestError",
     "Progress",
     "RequestCancelledError",

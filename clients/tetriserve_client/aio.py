@@ -13,7 +13,7 @@ from tritonclient.grpc import aio as triton
 
 from tetriserve_client.errors import RequestTimeoutError, ServerFailureError, TetriserveClientError
 from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageFields, ImageRequest, make_request, new_request_id
-from tetriserve_client.result import GenerateResult, Progress, ProgressCallback
+from tetriserve_client.result import GenerateResult, ImageResult, Progress, ProgressCallback, read_event
 from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S, FAREWELL_S
 from tetriserve_client.wire import EMPTY_FINAL_RESPONSE, FieldValue, Reply, error_of, read_reply, tensors
 
@@ -57,11 +57,11 @@ class AsyncTetriserveClient:
         timeout_s: float | None = None,
         **fields: "Unpack[ImageFields]",
     ) -> GenerateResult:
-        """Ask for one image and wait for it.
+        """Ask for one image, or for `num_images`, and wait for all of them.
 
         `fields` are those of `ImageFields`. After `timeout_s` seconds it gives up and cancels; None waits as
         long as the server takes. `on_progress` is called after each denoising step; an exception of it
-        cancels the request.
+        cancels the request. With `preview` each call brings a small image of what is to come.
 
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
@@ -76,36 +76,39 @@ class AsyncTetriserveClient:
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
         """
+        started_s = time.monotonic()
+        images = []
         events = self.stream(request, progress=on_progress is not None, timeout_s=timeout_s)
         async with contextlib.aclosing(events):
             async for event in events:
-                if isinstance(event, GenerateResult):
-                    return event
-                if on_progress is not None:
+                if isinstance(event, ImageResult):
+                    images.append(event)
+                elif on_progress is not None:
                     on_progress(event)
-        raise ServerFailureError("the server ended the stream without an image")
+        return GenerateResult.of(images, time.monotonic() - started_s)
 
     async def stream(
         self, request: ImageRequest, *, progress: bool = True, timeout_s: float | None = None
-    ) -> AsyncGenerator[Progress | GenerateResult, None]:
-        """Yield `Progress` after each step, then one `GenerateResult`; closing the generator cancels the request.
+    ) -> AsyncGenerator[Progress | ImageResult, None]:
+        """Yield `Progress` after each step (unless not `progress`), and each image as soon as it is done.
+
+        The images of a request are worked on side by side, so they may come in any order. Closing the generator
+        cancels what is not done yet; an error ends all of them.
 
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
         """
-        fields: dict[str, FieldValue] = {**request.fields(), "base64": False, "stream_progress": progress}
+        preview = progress and bool(request.preview)
+        fields: dict[str, FieldValue] = {
+            **request.fields(), "base64": False, "stream_progress": progress, "preview": preview,
+        }  # fmt: skip
         started_s = time.monotonic()
         replies = self._exchange(IMAGE_MODEL, fields, request.request_id, timeout_s)
         try:
-            result = None
             async for reply in replies:
-                if reply.image and reply.metadata is not None:
-                    result = GenerateResult(reply.image, reply.metadata, time.monotonic() - started_s)
-                elif reply.metadata is not None and progress:
-                    total = int(reply.metadata["num_inference_steps"])
-                    yield Progress(reply.step, total, time.monotonic() - started_s)
-            if result is not None:
-                yield result
+                event = read_event(reply, time.monotonic() - started_s)
+                if event is not None:
+                    yield event
         finally:
             if not replies.ended:
                 await self._abandon(request.request_id, replies)

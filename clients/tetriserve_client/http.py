@@ -16,8 +16,15 @@ from tetriserve_client.errors import (
     TetriserveClientError,
     error_from_message,
 )
-from tetriserve_client.request import ENGINE_MODEL, IMAGE_MODEL, ImageFields, ImageRequest, make_request
-from tetriserve_client.result import GenerateResult
+from tetriserve_client.request import (
+    ENGINE_MODEL,
+    IMAGE_MODEL,
+    WHOLE_MODEL,
+    ImageFields,
+    ImageRequest,
+    make_request,
+)
+from tetriserve_client.result import GenerateResult, ImageResult
 from tetriserve_client.sync import CANCEL_PAUSE_S, CANCEL_TRIES, CONTROL_TIMEOUT_S
 from tetriserve_client.wire import FieldValue, read_metadata
 
@@ -34,8 +41,8 @@ _HEADERS = {"Content-Type": "application/json"}
 class HttpTetriserveClient:
     """Asks a server for images over HTTP, one connection per request; may be used from several threads.
 
-    There is no progress on this way. A caller who stops waiting (timeout, KeyboardInterrupt) leaves no work
-    behind on the server: the request is cancelled there.
+    There is no progress on this way, and no preview. A caller who stops waiting (timeout, KeyboardInterrupt)
+    leaves no work behind on the server: the request is cancelled there.
 
     Args:
         url: the server's HTTP endpoint, as `http://host:port` or `host:port`.
@@ -52,7 +59,7 @@ class HttpTetriserveClient:
         timeout_s: float | None = None,
         **fields: "Unpack[ImageFields]",
     ) -> GenerateResult:
-        """Ask for one image and wait for it.
+        """Ask for one image, or for `num_images`, and wait for all of them.
 
         `fields` are those of `ImageFields`. After `timeout_s` seconds it gives up and cancels; None waits as
         long as the server takes.
@@ -68,10 +75,13 @@ class HttpTetriserveClient:
         Raises:
             TetriserveClientError: see `tetriserve_client.errors` for the kinds.
         """
+        model = WHOLE_MODEL if (request.num_images or 1) > 1 else IMAGE_MODEL
+        # Previews come with progress, and this way takes one response.
+        fields = {**request.fields(), "preview": False, "id": request.request_id}
         started_s = time.monotonic()
         ended = False
         try:
-            answer = self._post(IMAGE_MODEL, {**request.fields(), "id": request.request_id}, timeout_s)
+            answer = self._post(model, fields, timeout_s)
             ended = True
         except RequestTimeoutError:
             raise
@@ -82,9 +92,12 @@ class HttpTetriserveClient:
             if not ended:
                 self._abandon(request.request_id)
         latency_s = time.monotonic() - started_s
-        if not answer.get("image"):
-            raise ServerFailureError("the server answered without an image")
-        return GenerateResult(base64.b64decode(answer["image"]), read_metadata(answer["metadata"]), latency_s)
+        images, stories = _as_list(answer.get("image")), _as_list(answer.get("metadata"))
+        results = [
+            ImageResult(base64.b64decode(image), read_metadata(story), latency_s)
+            for image, story in zip(images, stories, strict=False)
+        ]
+        return GenerateResult.of(results, latency_s)
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request, wherever it is; False if the server knows of none by this id.
@@ -139,6 +152,13 @@ class HttpTetriserveClient:
         finally:
             connection.close()
         return _read_answer(status, body)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Triton writes a tensor of one element as that element."""
+    if isinstance(value, list):
+        return value
+    return [value] if value else []
 
 
 def _read_answer(status: int, body: bytes) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 IMAGE_MODEL = "tetriserve"
+WHOLE_MODEL = "tetriserve_infer"
+"""Answers once, with all images of a request: for plain HTTP `generate`, which takes no more than one response."""
+
 ENGINE_MODEL = "denoise"
 """The model that takes `op`s: cancellation does not reach it through an ensemble, so clients call it directly."""
 
@@ -50,20 +53,30 @@ class ImageFields(TypedDict, total=False):
     guidance: float | None
     negative_prompt: str | None
     output_format: str | None
+    model: str | None
+    num_images: int | None
+    max_sequence_length: int | None
+    preview: bool | None
     request_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image asked for. What is None is left to the server's defaults.
+    """One image asked for, or several. What is None is left to the server's defaults.
 
     Args:
         prompt: what to draw.
         size: a `Size`, or text such as `1024x512` (width first).
         steps: denoising steps.
-        slo_s: seconds from the request's arrival by which the image should be done.
+        slo_s: seconds from the request's arrival by which the images should be done.
+        seed: of the first image; the next ones have the numbers after it.
         guidance: how closely to follow the prompt.
-        output_format: `png`, `jpeg` or `webp`.
+        negative_prompt: what to keep away from; only for models with classifier-free guidance.
+        output_format: `png`, `jpeg`, `webp`, or `raw` for the pixels themselves.
+        model: the name of the served model.
+        num_images: how many images.
+        max_sequence_length: text tokens of the prompt; servers take the one that they were set up with.
+        preview: whether progress, where it is asked for, brings small images.
         request_id: the id under which the server and its timeline know this request; must not be in use.
     """
 
@@ -75,12 +88,16 @@ class ImageRequest:
     guidance: float | None = None
     negative_prompt: str | None = None
     output_format: str | None = None
+    model: str | None = None
+    num_images: int | None = None
+    max_sequence_length: int | None = None
+    preview: bool | None = None
     request_id: str = field(default_factory=new_request_id)
 
-    def fields(self) -> dict[str, str | int | float]:
+    def fields(self) -> dict[str, str | int | float | bool]:
         """The server's public input names with their values, without those left to the server."""
         size = Size.parse(self.size) if isinstance(self.size, str) else self.size
-        values: dict[str, str | int | float | None] = {
+        values: dict[str, str | int | float | bool | None] = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "height": size.height if size else None,
@@ -90,6 +107,10 @@ class ImageRequest:
             "seed": self.seed,
             "latency_threshold": self.slo_s,
             "output_format": self.output_format,
+            "model": self.model,
+            "num_images": self.num_images,
+            "max_sequence_length": self.max_sequence_length,
+            "preview": self.preview,
         }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -29,7 +29,8 @@ _INT64 = np.iinfo(np.int64)
 class Reply:
     """One response of a stream.
 
-    `metadata` is None in a response that only says that the stream is over. `image` is empty in progress responses.
+    `metadata` is None in a response that only says that the stream is over. `image` is a preview in progress
+    responses, or empty.
     """
 
     image: bytes

@@ -58,8 +58,11 @@ class Answer:
 class RequestListener(Protocol):
     """Who wants to know about one request. Called on the engine's loop; must not block."""
 
-    def on_progress(self, request: Request, step_index: int) -> None:
-        """Step `step_index` (from 0) is done; only for requests with `stream_progress`."""
+    def on_progress(self, request: Request, step_index: int, preview: npt.NDArray[np.uint8] | None) -> None:
+        """Step `step_index` (from 0) is done; only for requests with `stream_progress`.
+
+        `preview`, of those with `preview`, is a small image of shape (rows, columns, 3).
+        """
 
     def on_finish(self, answer: Answer) -> None:
         """The image is there. Last call."""
@@ -235,7 +238,7 @@ class AsyncEngine:
         entry = self._listeners.get(event.request_id)
         if entry is not None:
             request, listener = entry
-            listener.on_progress(request, event.step_index)
+            listener.on_progress(request, event.step_index, event.preview)
 
     # -- failing --------------------------------------------------------------------------------------
 

@@ -60,7 +60,9 @@ class Worker:
             dtype: torch.dtype = getattr(torch, spec.dtype)
             self._model = load_model(Path(spec.model_directory), spec.model, self._device, dtype)
             self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
-            self._runner = SegmentRunner({"": self._model}, self._groups, self._tell_step)
+            # Requests may name the only model there is, or none; profiling names none.
+            by_name = {"": self._model, spec.model.path: self._model}
+            self._runner = SegmentRunner(by_name, self._groups, self._tell_step)
             timeout = timedelta(seconds=spec.start_timeout_s)
             self._store = TCPStore(LOOPBACK, spec.store_port, is_master=False, timeout=timeout)
         except Exception as error:

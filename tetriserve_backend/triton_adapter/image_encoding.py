@@ -1,4 +1,4 @@
-"""Pixels to an image file in memory."""
+"""Pixels to the bytes that a client asked for."""
 
 import io
 from typing import Final
@@ -18,7 +18,9 @@ _SAVE_OPTIONS: Final[dict[ImageFormat, dict[str, int]]] = {
 
 
 def encode_image(pixels: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:
-    """The file's bytes for RGB `pixels` of shape (height, width, 3)."""
+    """The bytes of the file, or of the pixels themselves, for RGB `pixels` of shape (height, width, 3)."""
+    if image_format is ImageFormat.RAW:
+        return pixels.tobytes()
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGB").save(buffer, image_format.value, **_SAVE_OPTIONS[image_format])
     return buffer.getvalue()

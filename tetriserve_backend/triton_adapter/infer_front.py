@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from tetriserve_backend.domain import RequestFailedError, UnavailableError
 from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.errors import to_triton_error
@@ -28,10 +30,11 @@ _log = logging.getLogger(__name__)
 _ENSEMBLE = "tetriserve"
 _ENGINE_MODEL = "denoise"
 _OUTPUTS = ["image", "step", "metadata"]
+_PROGRESS_INPUTS = ("stream_progress", "preview")
 
 
 class TritonPythonModel:
-    """Calls the ensemble for each request on a thread of its own and hands the image on.
+    """Calls the ensemble for each request on a thread of its own and hands its images on together.
 
     Cancellation does not reach through BLS or an ensemble, so one more thread looks which clients are
     gone and tells `denoise` by its `op`.
@@ -73,7 +76,7 @@ class TritonPythonModel:
             model_name=_ENSEMBLE,
             requested_output_names=_OUTPUTS,
             # Progress could not be told in one response.
-            inputs=[tensor for tensor in request.inputs() if tensor.name() != "stream_progress"],
+            inputs=[tensor for tensor in request.inputs() if tensor.name() not in _PROGRESS_INPUTS],
             request_id=request_id,
             parameters=parameters,
         )
@@ -109,16 +112,23 @@ class TritonPythonModel:
 
 
 def _call_ensemble(call: Any) -> Any:
-    """The one response of the ensemble that has outputs, or its error with the right code again."""
-    answer = None
+    """One response with all images that the ensemble makes, or its error with the right code again."""
+    answers = []
     for response in call.exec(decoupled=True):
         if response.has_error():
             return pb_utils.InferenceResponse(error=to_triton_error(pb_utils, response.error().message()))
         if response.output_tensors():
-            answer = pb_utils.InferenceResponse(response.output_tensors())
-    if answer is None:
+            answers.append(response.output_tensors())
+    if not answers:
         raise RequestFailedError("the ensemble answered nothing")
-    return answer
+    return pb_utils.InferenceResponse(answers[0] if len(answers) == 1 else _joined(answers))
+
+
+def _joined(answers: list[list[Any]]) -> list[Any]:
+    """Tensors with one element for each image, by index: the ensemble sends each as soon as it is done."""
+    images = [{tensor.name(): tensor.as_numpy() for tensor in answer} for answer in answers]
+    images.sort(key=lambda image: int(json.loads(image["metadata"][0])["image_index"]))
+    return [pb_utils.Tensor(name, np.concatenate([image[name] for image in images])) for name in _OUTPUTS]
 
 
 def _cancel(request_id: str) -> bool:

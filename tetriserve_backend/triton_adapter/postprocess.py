@@ -1,4 +1,4 @@
-"""The model `postprocess`: pixels to an image file, and the metadata that is only known then."""
+"""The model `postprocess`: pixels to what the client asked for, and the metadata that is only known then."""
 
 import base64
 import json
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.image_encoding import encode_image
 from tetriserve_backend.triton_adapter.model_io import begin_each, input_tensors, int_tensor, text_input, text_tensor
-from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, load_rendering
+from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, Rendering, load_rendering
+from tetriserve_backend.triton_adapter.response_metadata import IMAGE
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.stub import pb_utils
 
@@ -22,10 +23,10 @@ _MAX_WORKERS = 8
 
 
 class TritonPythonModel:
-    """Encodes images on a few threads; what carries no image passes through at once.
+    """Encodes images on a few threads; everything else is answered at once, previews too: they are small.
 
-    A request's progress messages come before its image, so answering them at once keeps their order,
-    and they do not wait behind other requests' images.
+    An image's progress messages come before it, so answering them at once keeps their order,
+    and they do not wait behind other images.
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
@@ -43,29 +44,43 @@ class TritonPythonModel:
 
     def _begin(self, request: Any, sender: SafeSender) -> None:
         tensors = input_tensors(request)
-        if tensors["pixels"].size == 0:
-            sender.send_last(_response(b"", tensors, text_input(tensors, "metadata")))
+        metadata = json.loads(text_input(tensors, "metadata"))
+        if metadata.get("type") == IMAGE:
+            self._workers.submit(_encode_and_answer, sender, tensors, metadata)
         else:
-            self._workers.submit(_encode_and_answer, sender, tensors)
+            has_preview = tensors["pixels"].size > 0
+            image = _encode(tensors["pixels"], metadata, _take_rendering(metadata)) if has_preview else b""
+            sender.send_last(_response(image, tensors, metadata))
 
 
-def _encode_and_answer(sender: SafeSender, tensors: dict[str, npt.NDArray[Any]]) -> None:
+def _encode_and_answer(sender: SafeSender, tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> None:
     try:
         start_s = time.monotonic()
-        metadata = json.loads(text_input(tensors, "metadata"))
-        rendering = load_rendering(metadata.pop(RENDERING_KEY))
-        image = encode_image(np.ascontiguousarray(tensors["pixels"]), rendering.output_format)
-        if rendering.is_base64:
-            image = base64.b64encode(image)
+        rendering = _take_rendering(metadata)
+        image = _encode(tensors["pixels"], metadata, rendering)
         end_s = time.monotonic()
         metadata["image_encode_s"] = round(end_s - start_s, 6)
         metadata["total_s"] = round(end_s - rendering.arrival_s, 6)
         metadata["deadline_met"] = end_s <= rendering.deadline_s
-        sender.send_last(_response(image, tensors, json.dumps(metadata)))
+        sender.send_last(_response(image, tensors, metadata))
     except Exception as error:
         sender.send_error(error)
 
 
-def _response(image: bytes, tensors: dict[str, npt.NDArray[Any]], metadata: str) -> Any:
+def _take_rendering(metadata: dict[str, Any]) -> Rendering:
+    return load_rendering(metadata.pop(RENDERING_KEY))
+
+
+def _encode(pixels: npt.NDArray[np.uint8], metadata: dict[str, Any], rendering: Rendering) -> bytes:
+    """The bytes for the client; `metadata` gets what it needs to read them."""
+    image = encode_image(np.ascontiguousarray(pixels), rendering.output_format)
+    metadata["output_format"] = rendering.output_format.value
+    metadata["image_shape"] = list(pixels.shape)
+    return base64.b64encode(image) if rendering.is_base64 else image
+
+
+def _response(image: bytes, tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> Any:
     step = int_tensor("step", int(tensors["step"][0]))
-    return pb_utils.InferenceResponse([text_tensor("image", image), step, text_tensor("metadata", metadata)])
+    return pb_utils.InferenceResponse(
+        [text_tensor("image", image), step, text_tensor("metadata", json.dumps(metadata))]
+    )

@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, InvalidRequestError
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
-from tetriserve_backend.triton_adapter.request_spec import RequestSpec
+from tetriserve_backend.triton_adapter.request_spec import UNIT_MARK, RequestSpec
 from tetriserve_backend.triton_adapter.settings import GUIDANCE_MAX, LATENCY_MAX_S, RequestDefaults
 
 _SIDE_MAX: Final = 2**31 - 1
 _SEED_MAX: Final = 2**63 - 1
 _MAX_REQUEST_ID_CHARS: Final = 256
+_MAX_MODEL_CHARS: Final = 256
+_MAX_TEXT_TOKENS: Final = 512
+_UNIT_ID: Final = re.compile(rf"{UNIT_MARK}\d+\Z")
 _SHOWN_CHARS: Final = 40
 
 Check = Callable[[str, object, RequestDefaults], Any]
@@ -39,6 +43,9 @@ def checked_spec(values: Mapping[str, object], limits: RequestDefaults, now_s: f
             raise InvalidRequestError(name, "missing", "every field that preprocess writes")
         checked[name] = check(name, values[name], limits)
     spec = RequestSpec(**checked)
+    last_seed = _SEED_MAX - spec.num_images + 1
+    if spec.seed > last_seed:
+        raise InvalidRequestError("seed", f"got {spec.seed} for {spec.num_images} images", f"0 to {last_seed}")
     if spec.arrival_s > now_s:
         raise InvalidRequestError("arrival_s", f"got {spec.arrival_s}", f"at most {now_s}, the present")
     return spec
@@ -103,7 +110,14 @@ def _request_id(name: str, value: object, limits: RequestDefaults) -> str:
     request_id = _text("request id", value, _MAX_REQUEST_ID_CHARS)
     if not request_id:
         raise InvalidRequestError("request id", "empty", f"1 to {_MAX_REQUEST_ID_CHARS} characters")
+    if _UNIT_ID.search(request_id):
+        allowed = f"an id that does not end in {UNIT_MARK} and a number, as the images of one request do"
+        raise InvalidRequestError("request id", f"got {_shown(request_id)}", allowed)
     return request_id
+
+
+def _model(name: str, value: object, limits: RequestDefaults) -> str:
+    return _text(name, value, _MAX_MODEL_CHARS)
 
 
 def _prompt(name: str, value: object, limits: RequestDefaults) -> str:
@@ -129,8 +143,18 @@ def _steps(name: str, value: object, limits: RequestDefaults) -> int:
     return _integer(name, value, 1, limits.max_num_inference_steps)
 
 
-def _guidance(name: str, value: object, limits: RequestDefaults) -> float:
+def _guidance(name: str, value: object, limits: RequestDefaults) -> float | None:
+    if value is None:
+        return None
     return _number(name, value, f"a number from 0 to {GUIDANCE_MAX:g}", lambda number: 0.0 <= number <= GUIDANCE_MAX)
+
+
+def _text_tokens(name: str, value: object, limits: RequestDefaults) -> int | None:
+    return None if value is None else _integer(name, value, 1, _MAX_TEXT_TOKENS)
+
+
+def _num_images(name: str, value: object, limits: RequestDefaults) -> int:
+    return _integer(name, value, 1, limits.max_num_images)
 
 
 def _seed(name: str, value: object, limits: RequestDefaults) -> int:
@@ -164,16 +188,20 @@ _ALLOWED_SIDE: Final = f"a positive multiple of {PIXELS_PER_TOKEN_SIDE} pixels"
 
 _CHECKS: Final[Mapping[str, Check]] = {
     "request_id": _request_id,
+    "model": _model,
     "prompt": _prompt,
     "negative_prompt": _negative_prompt,
     "height": _side,
     "width": _side,
     "num_inference_steps": _steps,
     "guidance_scale": _guidance,
+    "max_sequence_length": _text_tokens,
+    "num_images": _num_images,
     "seed": _seed,
     "latency_threshold": _latency,
     "output_format": _format,
     "stream_progress": _flag,
+    "preview": _flag,
     "is_base64": _flag,
     "arrival_s": _arrival,
 }

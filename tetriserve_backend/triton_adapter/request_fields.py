@@ -37,15 +37,19 @@ BOOL: Final = Kind("BOOL", "b")
 FIELD_KINDS: Final[Mapping[str, Kind]] = {
     "prompt": TEXT,
     "negative_prompt": TEXT,
+    "model": TEXT,
     "height": INT,
     "width": INT,
     "num_inference_steps": INT,
     "guidance_scale": FLOAT,
+    "max_sequence_length": INT,
+    "num_images": INT,
     "seed": INT,
     "latency_threshold": FLOAT,
     "output_format": TEXT,
-    "stream_progress": BOOL,
     "base64": BOOL,
+    "stream_progress": BOOL,
+    "preview": BOOL,
 }
 """The public inputs, in the order in which they are documented."""
 
@@ -79,13 +83,17 @@ def build_spec(
     values: dict[str, object] = {
         "request_id": request_id,
         "negative_prompt": "",
+        "model": defaults.model,
         "height": defaults.height,
         "width": defaults.width,
         "num_inference_steps": defaults.num_inference_steps,
         "guidance_scale": defaults.guidance_scale,
+        "max_sequence_length": None,
+        "num_images": 1,
         "latency_threshold": defaults.latency_threshold,
         "output_format": defaults.output_format,
         "stream_progress": False,
+        "preview": False,
         "is_base64": given.pop("base64", True),
         "arrival_s": arrival_s,
         **given,

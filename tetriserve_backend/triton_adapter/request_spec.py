@@ -2,12 +2,16 @@
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from tetriserve_backend.domain import Request
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
 
 RENDERING_KEY = "_rendering"
 """Metadata key under which the rendering wishes travel from denoise to postprocess, which takes it away."""
+
+UNIT_MARK: Final = "#"
+"""Stands between the id of a request of several images and the index of one; no client's id ends like that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +29,26 @@ class Rendering:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """A valid request with every default filled in; `request_checks` makes them."""
+    """A valid request with every default filled in; `request_checks` makes them.
+
+    What only the model can tell is open until `model_fit` fills it in: `model` "" means the only one there is,
+    and `guidance_scale` and `max_sequence_length` None mean the model's own.
+    """
 
     request_id: str
+    model: str
     prompt: str
     negative_prompt: str
     height: int
     width: int
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
+    max_sequence_length: int | None
+    num_images: int
     seed: int
     latency_threshold: float
     stream_progress: bool
+    preview: bool
     arrival_s: float
     output_format: ImageFormat
     is_base64: bool
@@ -46,10 +58,17 @@ class RequestSpec:
         """The part that postprocess needs."""
         return Rendering(self.output_format, self.is_base64, self.arrival_s, self.arrival_s + self.latency_threshold)
 
-    def to_request(self) -> Request:
-        """The part that the engine needs."""
+    def to_requests(self) -> tuple[Request, ...]:
+        """The part that the engine needs, of a spec fitted to its model: one request for each image, by index.
+
+        All share the deadline. Image n has the seed `seed` + n, so that any of them can be had again on its own.
+        """
+        return tuple(self._to_request(index) for index in range(self.num_images))
+
+    def _to_request(self, index: int) -> Request:
+        assert self.guidance_scale is not None
         return Request(
-            request_id=self.request_id,
+            request_id=self.request_id if self.num_images == 1 else f"{self.request_id}{UNIT_MARK}{index}",
             height=self.height,
             width=self.width,
             num_steps=self.num_inference_steps,
@@ -58,8 +77,11 @@ class RequestSpec:
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             guidance_scale=self.guidance_scale,
-            seed=self.seed,
-            stream_progress=self.stream_progress,
+            seed=self.seed + index,
+            # A preview comes with a progress message.
+            stream_progress=self.stream_progress or self.preview,
+            preview=self.preview,
+            model=self.model,
         )
 
 

@@ -18,11 +18,13 @@ class RequestDefaults(BaseModel):
     """What a request gets when it does not say, and the limits that do not depend on the latency table.
 
     Attributes:
+        model: name of the served model; empty takes the only one.
         height, width: pixels, multiples of 16.
         num_inference_steps: denoising steps, 1 … `max_num_inference_steps`.
-        guidance_scale: 0 … `GUIDANCE_MAX`.
+        guidance_scale: 0 … `GUIDANCE_MAX`; None takes the model's own.
         latency_threshold: SLO in seconds, more than 0 and at most `LATENCY_MAX_S`.
-        output_format: `png`, `jpeg` or `webp`.
+        output_format: `png`, `jpeg`, `webp` or `raw`.
+        max_num_images: the most images that one request may ask for.
         max_num_inference_steps: the most steps that one request may ask for.
         max_prompt_chars: the longest prompt, in characters.
         ignored_parameters: request parameters that are let through unread; any other unknown one is an
@@ -31,12 +33,14 @@ class RequestDefaults(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model: str = ""
     height: int = Field(default=512, gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)
     width: int = Field(default=512, gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)
     num_inference_steps: int = Field(default=20, ge=1)
-    guidance_scale: float = Field(default=3.5, ge=0.0, le=GUIDANCE_MAX)
+    guidance_scale: float | None = Field(default=None, ge=0.0, le=GUIDANCE_MAX)
     latency_threshold: float = Field(default=30.0, gt=0.0, le=LATENCY_MAX_S)
     output_format: ImageFormat = ImageFormat.PNG
+    max_num_images: int = Field(default=8, ge=1)
     max_num_inference_steps: int = Field(default=200, ge=1)
     max_prompt_chars: int = Field(default=8192, ge=1)
     ignored_parameters: tuple[str, ...] = ()

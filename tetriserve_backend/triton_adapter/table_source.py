@@ -12,6 +12,7 @@ from tetriserve_backend.latency_table import LatencyTable
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".latency.json"
+_SOURCES_BY_TRUST = ("measured", "published")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -64,8 +65,9 @@ async def resolve_table(
 ) -> LatencyTable:
     """The table to serve with.
 
-    A given one is taken as it is. Else the first that matches, among the assets of the model and then in
-    the cache; else `measure` makes one, which is written to both. (Under `tetriserve serve` the assets are those
+    A given one is taken as it is. Else one that matches, among the assets of the model and then in the cache: a
+    measured one rather than a published one, and never an analytic one, because what can be measured here need not
+    be computed. Else `measure` makes one, which is written to both. (Under `tetriserve serve` the assets are those
     of the server's working copy of the model repository, which goes when the server stops; the cache stays.)
 
     Raises:
@@ -73,13 +75,15 @@ async def resolve_table(
     """
     if given is not None:
         return LatencyTable.load(given)
-    for path in (*sorted(assets.glob(f"*{_SUFFIX}")), cache / identity.file_name):
-        table = _load_matching(path, identity)
-        if table is not None:
-            _log.info("latency table: %s", path)
-            if path.parent != assets:
-                _save(table, [assets / identity.file_name])
-            return table
+    paths = (*sorted(assets.glob(f"*{_SUFFIX}")), cache / identity.file_name)
+    matching = [(path, table) for path in paths if (table := _load_matching(path, identity)) is not None]
+    for source in _SOURCES_BY_TRUST:
+        for path, table in matching:
+            if table.source == source:
+                _log.info("latency table: %s", path)
+                if path.parent != assets:
+                    _save(table, [assets / identity.file_name])
+                return table
     _log.info("no latency table for %s on %d × %s: measuring one", identity.model, identity.world_size, identity.device)
     table = await measure()
     _save(table, [assets / identity.file_name, cache / identity.file_name])

@@ -34,6 +34,15 @@ def test_many_requests_share_one_client(server: Server) -> None:
     assert asyncio.run(ask()) == [(seed, 3) for seed in range(8)]
 
 
+def test_several_images_make_one_result(server: Server) -> None:
+    async def ask() -> list[int]:
+        async with AsyncTetriserveClient(server.grpc_url) as client:
+            result = await client.generate("x", size="64x64", steps=2, seed=5, num_images=3, model="demo-flux")
+            return [image.seed for image in result.images]
+
+    assert asyncio.run(ask()) == [5, 6, 7]
+
+
 def test_error_is_raised_and_the_next_request_succeeds(server: Server) -> None:
     async def ask() -> int:
         async with AsyncTetriserveClient(server.grpc_url) as client:

@@ -31,6 +31,23 @@ def test_image_is_written_and_its_story_told(server: Server, tmp_path: Path) -> 
     assert "3/3" in run.stderr
 
 
+def test_several_images_get_a_file_each(server: Server, tmp_path: Path) -> None:
+    options = ("--size", "64x64", "--steps", "2", "--seed", "5", "--num-images", "2", "--model", "demo-flux")
+    run = generate("x", *options, "-o", "fox.webp", "--url", server.grpc_url, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox-0.webp", "fox-1.webp"]
+    assert "fox-0.webp: 64x64, seed 5" in run.stdout
+    assert "fox-1.webp: 64x64, seed 6" in run.stdout
+    assert "4/4" in run.stderr
+
+
+def test_raw_image_is_named_and_sized_as_such(server: Server, tmp_path: Path) -> None:
+    options = ("--size", "96x64", "--steps", "1", "--output-format", "raw", "--url", server.http_url)
+    run = generate("x", *options, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "image.raw").stat().st_size == 96 * 64 * 3
+
+
 def test_late_image_is_called_late(server: Server, tmp_path: Path) -> None:
     run = generate("x", "--size", "128x128", "--slo", "0.001", "--url", f"grpc://{server.grpc_url}/", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -48,6 +65,8 @@ def test_each_kind_of_failure_has_its_exit_status(server: Server, tmp_path: Path
     url = ("--url", server.grpc_url)
     refused = generate("x", "--size", "100x64", *url, cwd=tmp_path)
     assert (refused.returncode, "width" in refused.stderr) == (1, True), refused.stderr
+    refused = generate("x", "--negative-prompt", "blurry", *url, cwd=tmp_path)
+    assert (refused.returncode, "negative_prompt" in refused.stderr) == (1, True), refused.stderr
     assert generate("x", "--size", "big", *url, cwd=tmp_path).returncode == 2
     absent = generate("x", "--url", "localhost:1", cwd=tmp_path)
     assert (absent.returncode, "localhost:1" in absent.stderr) == (3, True), absent.stderr

@@ -26,6 +26,14 @@ def test_image_comes_under_the_callers_id(client: HttpTetriserveClient, server: 
     assert wait_for_outcome(server, "http-mine") == "finish"
 
 
+def test_several_images_come_in_one_answer(client: HttpTetriserveClient) -> None:
+    result = client.generate("a fox", size="128x64", steps=2, seed=3, num_images=3, preview=True)
+    assert [(image.index, image.seed) for image in result.images] == [(0, 3), (1, 4), (2, 5)]
+    for image in result.images:
+        with Image.open(io.BytesIO(image.image)) as picture:
+            assert picture.size == (128, 64)
+
+
 def test_wrong_field_is_named(client: HttpTetriserveClient) -> None:
     with pytest.raises(InvalidRequestError, match="latency_threshold"):
         client.generate("x", slo_s=-1.0)

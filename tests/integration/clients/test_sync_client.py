@@ -12,6 +12,7 @@ from tetriserve_client import (
     DuplicateRequestError,
     GenerateResult,
     ImageRequest,
+    ImageResult,
     InvalidRequestError,
     Progress,
     RequestCancelledError,
@@ -45,6 +46,23 @@ def test_same_seed_gives_the_same_image(client: TetriserveClient) -> None:
     assert first == second != other
 
 
+def test_several_images_come_one_by_one_and_make_one_result(client: TetriserveClient) -> None:
+    request = ImageRequest("x", size="64x64", steps=2, seed=5, num_images=3, request_id="sync-several")
+    events = list(client.stream(request))
+    images = [event for event in events if isinstance(event, ImageResult)]
+    assert sorted((image.index, image.seed) for image in images) == [(0, 5), (1, 6), (2, 7)]
+    for index in range(3):
+        steps = [event.step for event in events if isinstance(event, Progress) and event.image_index == index]
+        assert steps == [1, 2]
+    result = client.generate("x", size="64x64", steps=2, seed=5, num_images=3)
+    assert [image.seed for image in result.images] == [5, 6, 7]
+    assert len({image.image for image in result.images}) == 3
+
+
+def test_raw_image_has_pixels(client: TetriserveClient) -> None:
+    assert client.generate("x", size="96x64", steps=1, output_format="raw").images[0].pixels.shape == (64, 96, 3)
+
+
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_format_is_the_one_asked_for(client: TetriserveClient, output_format: str) -> None:
     result = client.generate("x", size="64x64", steps=1, output_format=output_format)
@@ -57,6 +75,8 @@ def test_wrong_field_is_named(client: TetriserveClient) -> None:
         client.generate("x", size="128x100")
     with pytest.raises(InvalidRequestError, match="prompt"):
         client.generate("")
+    with pytest.raises(InvalidRequestError, match="negative_prompt"):
+        client.generate("x", negative_prompt="blurry")
 
 
 def test_timeout_cancels_on_the_server(client: TetriserveClient, server: Server) -> None:
@@ -95,7 +115,7 @@ def test_id_in_use_is_refused_and_the_first_request_goes_on(client: TetriserveCl
     next(events)
     with pytest.raises(DuplicateRequestError, match="sync-twice"):
         client.generate("y", size="64x64", steps=1, request_id="sync-twice")
-    assert isinstance(list(events)[-1], GenerateResult)
+    assert isinstance(list(events)[-1], ImageResult)
 
 
 def test_one_client_serves_many_threads(client: TetriserveClient) -> None:

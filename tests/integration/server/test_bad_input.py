@@ -51,7 +51,14 @@ BAD_FIELDS = [
     BadField("endless time", {"latency_threshold": 1e39}, ("latency_threshold", "got inf", "at most")),
     BadField("negative guidance", {"guidance_scale": -1.0}, ("guidance_scale", "got -1", "0 to 100")),
     BadField("negative seed", {"seed": -1}, ("seed", "got -1", "0 to")),
-    BadField("unknown format", {"output_format": "gif"}, ("output_format", "gif", "png, jpeg, webp")),
+    BadField("unknown format", {"output_format": "gif"}, ("output_format", "gif", "png, jpeg, webp, raw")),
+    BadField("unknown model", {"model": "dall-e"}, ("model", "got 'dall-e'", "demo-flux")),
+    BadField("negative prompt for FLUX", {"negative_prompt": "blurry"}, ("negative_prompt", "demo-flux", "guidance")),
+    BadField("another text length", {"max_sequence_length": 63}, ("max_sequence_length", "got 63", "64")),
+    BadField("endless text length", {"max_sequence_length": 513}, ("max_sequence_length", "got 513", "1 to 512")),
+    BadField("no image", {"num_images": 0}, ("num_images", "got 0", "1 to 8")),
+    BadField("too many images", {"num_images": 9}, ("num_images", "got 9", "1 to 8")),
+    BadField("seeds beyond the last", {"num_images": 2, "seed": 2**63 - 1}, ("seed", "2 images", "0 to")),
     BadField("unknown parameter", {}, ("colour", "unknown parameter", "prompt"), parameters={"colour": "red"}),
 ]
 
@@ -117,7 +124,14 @@ def test_prompt_that_is_not_utf8_is_refused_over_grpc(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "datatype"),
-    [("height", 64, "INT32"), ("height", 64.0, "FP32"), ("latency_threshold", "soon", "BYTES"), ("prompt", 5, "INT32")],
+    [
+        ("height", 64, "INT32"),
+        ("num_images", 2.0, "FP32"),
+        ("preview", 1, "INT32"),
+        ("model", 5, "INT32"),
+        ("latency_threshold", "soon", "BYTES"),
+        ("prompt", 5, "INT32"),
+    ],
 )
 def test_wrong_type_is_refused(server: Server, name: str, value: Any, datatype: str) -> None:
     tensors = [tensor(key, good) for key, good in GOOD.items() if key != name] + [tensor(name, value, datatype)]
@@ -131,14 +145,15 @@ def test_wrong_type_is_refused(server: Server, name: str, value: Any, datatype: 
     assert_tells(answer.error, (f"'{name}'", "data-type", "expects"))
 
 
-@pytest.mark.parametrize("field_name", ["height", "prompt"])
+@pytest.mark.parametrize("field_name", ["height", "prompt", "model"])
 def test_wrong_shape_is_refused(server: Server, field_name: str) -> None:
+    good = GOOD.get(field_name, "demo-flux")
     others = [tensor(name, value) for name, value in GOOD.items() if name != field_name]
-    results, error = stream(server.grpc_url, [*others, tensor(field_name, GOOD[field_name], shape=(2,))])
+    results, error = stream(server.grpc_url, [*others, tensor(field_name, good, shape=(2,))])
     assert results == []
     assert_tells(error, (f"'{field_name}'", "Expected [1]"))
 
-    answer = generate(server.http_url, {**GOOD, field_name: [GOOD[field_name]] * 2})
+    answer = generate(server.http_url, {**GOOD, field_name: [good] * 2})
     assert answer.status == 400
     assert_tells(answer.error, (f"'{field_name}'", "shape"))
 
@@ -150,6 +165,8 @@ def test_wrong_shape_is_refused(server: Server, field_name: str) -> None:
         ({"height": "64"}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
         ({"height": 64.5}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
         ({"seed": 2**63}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
+        ({"num_images": "2"}, "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer"),
+        ({"preview": 1}, "Unable to parse 'data': attempt to access JSON non-boolean as boolean"),
         ({"base64": "yes"}, "Unable to parse 'data': attempt to access JSON non-boolean as boolean"),
         ({"prompt": 5}, "Unable to parse JSON bytes array: attempt to access JSON non-string as string"),
     ],
@@ -162,7 +179,7 @@ def test_json_of_the_wrong_type_is_refused_by_the_parser_of_triton(
     assert (answer.status, answer.error) == (500, words)
 
 
-@pytest.mark.parametrize("name", ["height", "width", "num_inference_steps"])
+@pytest.mark.parametrize("name", ["height", "width", "num_inference_steps", "num_images"])
 @pytest.mark.parametrize("value", [2**32 + 64, -(2**32) + 64, 2**63 - 1])
 def test_large_integer_does_not_wrap_around(server: Server, name: str, value: int) -> None:
     answer = generate(server.http_url, {**GOOD, name: value})

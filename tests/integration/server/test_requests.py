@@ -156,6 +156,13 @@ def test_wrong_call_of_denoise_is_refused(server: Server, body: dict[str, Any], 
         ("latency_threshold", -5),
         ("latency_threshold", math.nan),
         ("arrival_s", 1e300),
+        ("num_images", 2**31),
+        ("num_images", "2"),
+        ("model", None),
+        ("model", "dall-e"),
+        ("max_sequence_length", 1.5),
+        ("preview", "no"),
+        ("negative_prompt", "blurry"),
     ],
 )
 def test_crafted_request_to_denoise_is_refused_by_field_and_harms_nobody(
@@ -163,9 +170,10 @@ def test_crafted_request_to_denoise_is_refused_by_field_and_harms_nobody(
 ) -> None:
     neighbour = Background(generate, server.http_url, {**FIELDS, "num_inference_steps": 8})
     spec = {
-        "request_id": "crafted", "prompt": "p", "negative_prompt": "", "height": 128, "width": 128,
-        "num_inference_steps": 4, "guidance_scale": 3.5, "seed": 1, "latency_threshold": 5.0,
-        "stream_progress": False, "arrival_s": time.monotonic(), "output_format": "png", "is_base64": True,
+        "request_id": "crafted", "model": "", "prompt": "p", "negative_prompt": "", "height": 128, "width": 128,
+        "num_inference_steps": 4, "guidance_scale": 3.5, "max_sequence_length": None, "num_images": 1, "seed": 1,
+        "latency_threshold": 5.0, "stream_progress": False, "preview": False, "arrival_s": time.monotonic(),
+        "output_format": "png", "is_base64": True,
     }  # fmt: skip
     body = {"op": "generate", "request": json.dumps({**spec, field.replace(" ", "_"): value})}
     answer = generate(server.http_url, body, "denoise")

@@ -17,10 +17,13 @@ TYPES = {
     "width": "INT64",
     "num_inference_steps": "INT64",
     "guidance_scale": "FP32",
+    "max_sequence_length": "INT64",
+    "num_images": "INT64",
     "seed": "INT64",
     "latency_threshold": "FP32",
-    "stream_progress": "BOOL",
     "base64": "BOOL",
+    "stream_progress": "BOOL",
+    "preview": "BOOL",
 }
 _DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
 

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from tetriserve_backend.cli.demo_load import check_png
 from tetriserve_backend.cli.report import Outcome, describe_degrees, outcome_table
-from tetriserve_client import GenerateResult, ImageRequest, SegmentReport, Size
+from tetriserve_client import GenerateResult, ImageRequest, ImageResult, SegmentReport, Size
 
 
 def segments(*degrees: int) -> list[SegmentReport]:
@@ -18,11 +18,12 @@ def test_runs_of_one_degree_are_counted() -> None:
 
 
 def test_table_shows_who_was_late_and_who_failed() -> None:
-    metadata = {"deadline_met": False, "total_s": 2.5, "segments": []}
+    metadata = {"deadline_met": False, "total_s": 2.5, "segments": [], "image_index": 0, "num_images": 1}
+    in_time, late = ImageResult(b"", {**metadata, "deadline_met": True}, 2.6), ImageResult(b"", metadata, 2.6)
     request = ImageRequest("p", Size(64, 32), steps=4, slo_s=2.0)
     outcomes = [
-        Outcome("r0", "gRPC", request, GenerateResult(b"", {**metadata, "deadline_met": True}, 2.6)),
-        Outcome("r1", "HTTP", request, GenerateResult(b"", metadata, 2.6)),
+        Outcome("r0", "gRPC", request, GenerateResult((in_time,), 2.6)),
+        Outcome("r1", "HTTP", request, GenerateResult((late,), 2.6)),
         Outcome("r2", "HTTP", request, None, "no server"),
     ]
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123

@@ -25,7 +25,7 @@ def test_what_is_not_said_is_left_to_the_server() -> None:
 
 
 def test_fields_have_the_public_names() -> None:
-    request = ImageRequest("p", "32x16", 5, 2.5, 7, 3.0, "n", "webp")
+    request = ImageRequest("p", "32x16", 5, 2.5, 7, 3.0, "n", "webp", "sd3", 4, 77, True)
     assert request.fields() == {
         "prompt": "p",
         "negative_prompt": "n",
@@ -36,6 +36,10 @@ def test_fields_have_the_public_names() -> None:
         "seed": 7,
         "latency_threshold": 2.5,
         "output_format": "webp",
+        "model": "sd3",
+        "num_images": 4,
+        "max_sequence_length": 77,
+        "preview": True,
     }
 
 

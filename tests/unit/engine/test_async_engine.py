@@ -24,6 +24,8 @@ from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 
+PREVIEW = np.zeros((4, 4, 3), np.uint8)
+
 
 class InstantExecutor:
     """Performs each segment at once, or holds it back while `hold` is set."""
@@ -46,7 +48,8 @@ class InstantExecutor:
         segment = command.segment
         if segment.kind is SegmentKind.DENOISE and command.requests[0].stream_progress:
             for step in range(segment.parts[0].first_step, segment.parts[0].first_step + segment.num_steps):
-                self.queue.put_nowait(StepProgress(segment.parts[0].request_id, step))
+                preview = PREVIEW if command.requests[0].preview else None
+                self.queue.put_nowait(StepProgress(segment.parts[0].request_id, step, preview))
         self.queue.put_nowait(ev.SegmentFinished(segment.segment_id, now_s, now_s + 1e-4))
 
     def release(self, request_id):
@@ -70,10 +73,11 @@ class InstantExecutor:
 
 class Collector:
     def __init__(self):
-        self.steps, self.answers, self.errors, self.done = [], [], [], asyncio.Event()
+        self.steps, self.previews, self.answers, self.errors, self.done = [], [], [], [], asyncio.Event()
 
-    def on_progress(self, request, step_index):
+    def on_progress(self, request, step_index, preview):
         self.steps.append(step_index)
+        self.previews.append(preview)
 
     def on_finish(self, answer):
         self.answers.append(answer)
@@ -118,6 +122,7 @@ def test_an_image_arrives_with_its_progress_and_timeline(serve):
         engine.submit(now_request(stream_progress=True), listener)
         await listener.done.wait()
         assert listener.steps == [0, 1, 2, 3, 4] and len(listener.answers) == 1 and not listener.errors
+        assert listener.previews == [None] * 5
         assert listener.answers[0].segments[0].kind == "encode"
         assert executor.released == ["r0"]
         assert engine.status()["state"] == "serving" and engine.status()["pending"] == 0
@@ -126,6 +131,16 @@ def test_an_image_arrives_with_its_progress_and_timeline(serve):
     names = [event["name"] for event in events if event["ph"] == "i"]
     assert names == ["arrive", "finish"]
     assert {event["cat"] for event in events if event["ph"] == "X"} == {"encode", "denoise", "decode"}
+
+
+def test_previews_come_with_the_progress_of_who_asked_for_them(serve):
+    async def scenario(engine, executor):
+        listener = Collector()
+        engine.submit(now_request(stream_progress=True, preview=True), listener)
+        await listener.done.wait()
+        assert [preview is PREVIEW for preview in listener.previews] == [True] * 5
+
+    serve(scenario)
 
 
 def test_a_second_request_of_the_same_id_is_refused_and_the_first_goes_on(serve):

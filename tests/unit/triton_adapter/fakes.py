@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from tetriserve_backend.domain import DuplicateRequestError, Request, RequestCancelledError
+from tetriserve_backend.domain import DuplicateRequestError, Request, RequestCancelledError, TetriserveError
 from tetriserve_backend.engine.async_engine import Answer, RequestListener
 from tetriserve_backend.engine.commands import SegmentRecord
 
@@ -81,9 +82,13 @@ class FakeEngine:
         pixels = np.zeros((request.height, request.width, 3), np.uint8)
         listener.on_finish(Answer(request, pixels, now_s, now_s, records))
 
-    def progress(self, request_id: str, step_index: int) -> None:
+    def fail(self, request_id: str, error: TetriserveError) -> None:
+        request, listener = self.waiting.pop(request_id)
+        listener.on_error(request, error)
+
+    def progress(self, request_id: str, step_index: int, preview: npt.NDArray[np.uint8] | None = None) -> None:
         request, listener = self.waiting[request_id]
-        listener.on_progress(request, step_index)
+        listener.on_progress(request, step_index, preview)
 
     def cancel(self, request_id: str) -> bool:
         entry = self.waiting.pop(request_id, None)

@@ -33,11 +33,12 @@ def check_resolution(height: int, width: int) -> None:
         raise LatencyTableError(f"latency table t: {height}x{width} is large; expected up to 512x512")
 
 
-def make_spec(request_id: str = "r1", height: int = 64) -> str:
+def make_spec(request_id: str = "r1", height: int = 64, num_images: int = 1) -> str:
     spec = RequestSpec(
-        request_id=request_id, prompt="p", negative_prompt="", height=height, width=32, num_inference_steps=4,
-        guidance_scale=1.0, seed=5, latency_threshold=3.0, stream_progress=True, arrival_s=1.0,
-        output_format=ImageFormat.PNG, is_base64=True,
+        request_id=request_id, model="", prompt="p", negative_prompt="", height=height, width=32,
+        num_inference_steps=4, guidance_scale=1.0, max_sequence_length=None, num_images=num_images, seed=5,
+        latency_threshold=3.0, stream_progress=True, preview=False, arrival_s=1.0, output_format=ImageFormat.PNG,
+        is_base64=True,
     )  # fmt: skip
     return dump_spec(spec)
 
@@ -45,12 +46,12 @@ def make_spec(request_id: str = "r1", height: int = 64) -> str:
 class Bench:
     """A server on a fake engine."""
 
-    def __init__(self, token: str = "secret") -> None:
+    def __init__(self, token: str = "secret", make_response: Callable[..., Any] | None = None) -> None:
         self.engine = FakeEngine()
-        serving = Serving(self.engine, check_resolution, {"world_size": 2})
+        serving = Serving(self.engine, check_resolution, {"model": "m", "text_tokens": 64})
         self.server = DenoiseServer(
             serving,
-            lambda pixels, step, text: (pixels.shape, step, json.loads(text)),
+            make_response or (lambda pixels, step, text: (pixels.shape, step, json.loads(text))),
             Inline(),
             control_token=token,
             drain_timeout_s=7.0,
@@ -62,8 +63,8 @@ class Bench:
         self.server.perform(Call(op, request, target, SafeSender(pb_utils, sender)))
         return sender
 
-    def generate(self, request_id: str = "r1", height: int = 64) -> FakeSender:
-        return self.call("generate", make_spec(request_id, height))
+    def generate(self, request_id: str = "r1", height: int = 64, num_images: int = 1) -> FakeSender:
+        return self.call("generate", make_spec(request_id, height, num_images))
 
 
 def test_image_comes_after_the_progress_with_times_from_the_arrival() -> None:
@@ -72,9 +73,11 @@ def test_image_comes_after_the_progress_with_times_from_the_arrival() -> None:
     bench.engine.progress("r1", 0)
     bench.engine.finish("r1")
     (progress, _), (image, _) = sender.sent
-    assert progress == ((0, 0, 3), 1, {"request_id": "r1", "step": 1, "num_inference_steps": 4})
+    which = {"request_id": "r1", "image_index": 0, "num_images": 1}
+    assert progress == ((0, 0, 3), 1, {"type": "progress", **which, "step": 1, "num_inference_steps": 4})
     shape, step, told = image
     assert (shape, step, told["queue_s"], told["seed"]) == ((64, 32, 3), 4, 0.5, 5)
+    assert told.items() >= {"type": "image", **which, "model": "m"}.items()
     assert told["segments"][0]["sp_degree"] == 2
     assert told[RENDERING_KEY] == {"output_format": "png", "is_base64": True, "arrival_s": 1.0, "deadline_s": 4.0}
     assert sender.is_final
@@ -88,7 +91,8 @@ def test_shape_outside_the_table_is_the_clients_error() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"), [("num_inference_steps", -3), ("num_inference_steps", 2.5), ("num_inference_steps", 21),
-                         ("height", "512"), ("latency_threshold", -5), ("prompt", 5)],
+                         ("height", "512"), ("latency_threshold", -5), ("prompt", 5), ("num_images", 9),
+                         ("model", "n"), ("max_sequence_length", 32), ("preview", 1)],
 )  # fmt: skip
 def test_crafted_request_is_refused_by_field_and_never_reaches_the_engine(field: str, value: object) -> None:
     bench = Bench()
@@ -117,7 +121,7 @@ def test_duplicate_id_does_not_take_over_the_first_client() -> None:
 
 
 def test_status_joins_facts_and_state() -> None:
-    assert Bench().call("status").sent[0][0][2] == {"world_size": 2, "state": "serving"}
+    assert Bench().call("status").sent[0][0][2] == {"model": "m", "text_tokens": 64, "state": "serving"}
 
 
 def test_drain_needs_the_token_and_answers_when_done() -> None:
@@ -144,12 +148,10 @@ def test_unknown_operation_is_refused() -> None:
 
 
 def test_response_that_cannot_be_made_becomes_an_error() -> None:
-    bench = Bench()
-
     def fail(pixels: np.ndarray[Any, Any], step: int, text: str) -> Any:
         raise MemoryError("no room")
 
-    bench.server._make_response = fail
+    bench = Bench(make_response=fail)
     sender = bench.generate()
     bench.engine.finish("r1")
     assert sender.errors == ["INTERNAL: MemoryError: no room"]

@@ -17,6 +17,11 @@ def test_png_keeps_every_pixel() -> None:
     assert np.array_equal(np.asarray(image), PIXELS)
 
 
+def test_raw_is_the_pixels_row_by_row() -> None:
+    raw = encode_image(PIXELS, ImageFormat.RAW)
+    assert np.array_equal(np.frombuffer(raw, np.uint8).reshape(48, 80, 3), PIXELS)
+
+
 @pytest.mark.parametrize("image_format", [ImageFormat.JPEG, ImageFormat.WEBP])
 def test_lossy_formats_stay_close(image_format: ImageFormat) -> None:
     image = Image.open(io.BytesIO(encode_image(PIXELS, image_format)))

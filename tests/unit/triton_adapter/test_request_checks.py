@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tetriserve_backend.domain import InvalidRequestError, Request
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
+from tetriserve_backend.triton_adapter.model_fit import fitted_to_model
 from tetriserve_backend.triton_adapter.request_checks import checked_spec, load_spec
 from tetriserve_backend.triton_adapter.request_spec import dump_spec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
@@ -17,9 +18,10 @@ from tetriserve_backend.triton_adapter.settings import RequestDefaults
 LIMITS = RequestDefaults()
 NOW_S = 200.0
 GOOD: dict[str, Any] = {
-    "request_id": "r1", "prompt": "ein Füchschen ❄", "negative_prompt": "", "height": 512, "width": 256,
-    "num_inference_steps": 4, "guidance_scale": 3.5, "seed": 1, "latency_threshold": 5.0, "output_format": "png",
-    "stream_progress": False, "is_base64": True, "arrival_s": 100.0,
+    "request_id": "r1", "model": "", "prompt": "ein Füchschen ❄", "negative_prompt": "", "height": 512, "width": 256,
+    "num_inference_steps": 4, "guidance_scale": 3.5, "max_sequence_length": None, "num_images": 2, "seed": 1,
+    "latency_threshold": 5.0, "output_format": "png", "stream_progress": False, "preview": False, "is_base64": True,
+    "arrival_s": 100.0,
 }  # fmt: skip
 # What JSON can hold, and what Python's reader takes beyond it.
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -45,7 +47,11 @@ def test_what_is_no_specification_is_the_clients_error(text: str, field: str) ->
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("request_id", ["a"]), ("request_id", ""), ("request_id", "x" * 257), ("request_id", "\ud800"),
+        ("request_id", ["a"]), ("request_id", ""), ("request_id", "a#1"), ("model", 5), ("model", "\ud800"),
+        ("model", "x" * 257), ("model", None), ("num_images", 0), ("num_images", 9), ("num_images", 2**40),
+        ("num_images", 1.0), ("num_images", True), ("num_images", [2]), ("max_sequence_length", 0),
+        ("max_sequence_length", 513), ("max_sequence_length", "64"), ("max_sequence_length", False),
+        ("preview", 1), ("preview", "yes"), ("seed", 2**63 - 1), ("request_id", "x" * 257), ("request_id", "\ud800"),
         ("prompt", 5), ("prompt", ""), ("prompt", "\ud800 x"), ("negative_prompt", None), ("negative_prompt", "a\0b"),
         ("height", "512"), ("height", 512.0), ("height", True), ("height", 2**32 + 256), ("width", -16), ("width", 8),
         ("num_inference_steps", -3), ("num_inference_steps", 0), ("num_inference_steps", 2.5),
@@ -72,14 +78,23 @@ def test_missing_field_is_named(name: str) -> None:
 @given(st.sampled_from(list(GOOD)), VALUES)
 def test_any_json_gives_a_sound_request_or_the_clients_error(name: str, value: object) -> None:
     try:
-        request = load_spec(json.dumps({**GOOD, name: value}), LIMITS, NOW_S).to_request()
+        spec = load_spec(json.dumps({**GOOD, name: value}), LIMITS, NOW_S)
+        fitted = fitted_to_model(spec, {"model": "m", "text_tokens": 64, "supports_negative_prompt": True}, anything)
     except InvalidRequestError:
         return
-    assert_sound(request)
+    requests = fitted.to_requests()
+    assert 1 <= len(requests) == len({request.request_id for request in requests}) <= 8
+    for request in requests:
+        assert_sound(request)
+
+
+def anything(height: int, width: int) -> None:
+    """A latency table that knows every resolution."""
 
 
 def assert_sound(request: Request) -> None:
     assert type(request.request_id) is str and request.request_id.encode()
+    assert type(request.model) is str and type(request.preview) is type(request.stream_progress) is bool
     assert type(request.prompt) is type(request.negative_prompt) is str and request.prompt.strip()
     assert type(request.height) is type(request.width) is type(request.num_steps) is type(request.seed) is int
     assert request.height > 0 and request.height % 16 == request.width % 16 == 0 and request.width > 0

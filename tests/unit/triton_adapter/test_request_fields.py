@@ -13,6 +13,7 @@ from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
 DTYPES = {"height": np.int64, "width": np.int64, "num_inference_steps": np.int64, "seed": np.int64}
+DTYPES |= {"num_images": np.int64, "max_sequence_length": np.int64}
 DTYPES |= {"guidance_scale": np.float32, "latency_threshold": np.float32}
 
 
@@ -34,16 +35,22 @@ def build(**fields: Any) -> RequestSpec:
 def test_prompt_alone_gets_all_defaults() -> None:
     spec = build(prompt="a fox")
     assert (spec.height, spec.width, spec.num_inference_steps, spec.seed) == (512, 512, 20, 42)
-    assert (spec.output_format, spec.is_base64, spec.stream_progress) == (ImageFormat.PNG, True, False)
-    assert spec.to_request().deadline_s == 40.0
+    assert (spec.output_format, spec.is_base64, spec.stream_progress, spec.preview) == (
+        ImageFormat.PNG, True, False, False,
+    )  # fmt: skip
+    assert (spec.num_images, spec.latency_threshold) == (1, 30.0)
+    # For the model to say.
+    assert (spec.model, spec.guidance_scale, spec.max_sequence_length) == ("", None, None)
 
 
 def test_given_fields_win_over_defaults() -> None:
     spec = build(
         prompt="ein Füchschen", negative_prompt="blurry", height=64, width=96, num_inference_steps=200, seed=0,
         guidance_scale=0.0, latency_threshold=4.2, output_format="webp", stream_progress=True, base64=False,
+        model="sd3", num_images=8, max_sequence_length=77, preview=True,
     )  # fmt: skip
     assert (spec.height, spec.width, spec.num_inference_steps, spec.seed) == (64, 96, 200, 0)
+    assert (spec.model, spec.num_images, spec.max_sequence_length, spec.preview) == ("sd3", 8, 77, True)
     # As the client wrote it, not as FP32 holds it.
     assert spec.latency_threshold == 4.2
     assert (spec.output_format, spec.is_base64, spec.stream_progress) == (ImageFormat.WEBP, False, True)
@@ -73,8 +80,15 @@ def test_given_fields_win_over_defaults() -> None:
         ({"prompt": "a", "latency_threshold": -1.0}, "latency_threshold", "more than 0"),
         ({"prompt": "a", "latency_threshold": math.nan}, "latency_threshold", "more than 0"),
         ({"prompt": "a", "latency_threshold": math.inf}, "latency_threshold", "more than 0"),
-        ({"prompt": "a", "output_format": "gif"}, "output_format", "png, jpeg, webp"),
-        ({"prompt": "a", "output_format": "PNG"}, "output_format", "png, jpeg, webp"),
+        ({"prompt": "a", "output_format": "gif"}, "output_format", "png, jpeg, webp, raw"),
+        ({"prompt": "a", "output_format": "PNG"}, "output_format", "png, jpeg, webp, raw"),
+        ({"prompt": "a", "model": b"\xff"}, "model", "UTF-8"),
+        ({"prompt": "a", "model": "x" * 257}, "model", "at most 256 characters"),
+        ({"prompt": "a", "num_images": 0}, "num_images", "1 to 8"),
+        ({"prompt": "a", "num_images": 9}, "num_images", "1 to 8"),
+        ({"prompt": "a", "num_images": 2, "seed": 2**63 - 1}, "seed", "0 to 9223372036854775806"),
+        ({"prompt": "a", "max_sequence_length": 0}, "max_sequence_length", "1 to 512"),
+        ({"prompt": "a", "preview": np.array([1], np.int32)}, "preview", "BOOL"),
         ({"prompt": "a", "height": np.array([64, 64], np.int32)}, "height", "shape [1]"),
         ({"prompt": "a", "height": np.array([64.0], np.float32)}, "height", "INT64"),
         ({"prompt": "a", "base64": np.array([1], np.int32)}, "base64", "BOOL"),

@@ -74,6 +74,24 @@ def test_asset_wins_over_the_cache(places: Places) -> None:
     assert step_s(places.resolve()) == 0.2
 
 
+@pytest.mark.parametrize(
+    ("sources", "taken_s"),
+    [
+        ({"a": "published", "b": "measured"}, 0.2),
+        ({"a": "analytic", "b": "published"}, 0.2),
+        ({"a": "analytic", "b": "analytic"}, 0.5),
+    ],
+)
+def test_measured_table_wins_over_a_published_one_and_an_analytic_one_is_never_taken_unasked(
+    places: Places, sources: dict[str, str], taken_s: float
+) -> None:
+    for seconds, (name, source) in zip((0.1, 0.2), sources.items(), strict=True):
+        raw = {**make_table(seconds=seconds).to_dict(), "source": source}
+        LatencyTable.from_dict(raw, name).save(places.assets / f"{name}.latency.json")
+    assert step_s(places.resolve()) == taken_s
+    assert step_s(places.resolve(given=places.assets / "a.latency.json")) == 0.1
+
+
 def test_cached_table_becomes_an_asset(places: Places) -> None:
     make_table(seconds=0.3).save(places.cache / IDENTITY.file_name)
     assert step_s(places.resolve()) == 0.3

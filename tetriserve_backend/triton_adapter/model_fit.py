@@ -1,0 +1,62 @@
+"""What a request may ask of the model that it names, and what that model gives it by default; pure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from tetriserve_backend.domain import InvalidRequestError, LatencyTableError
+from tetriserve_backend.triton_adapter.request_spec import RequestSpec
+
+_DEFAULT_GUIDANCE_SCALE = 3.5
+
+
+def served_model(asked: str, served: Sequence[str]) -> str:
+    """The name of the model that a request means: the only one where it names none.
+
+    Raises:
+        InvalidRequestError: it is not served, or several are and none is named.
+    """
+    if asked in served:
+        return asked
+    if not asked and len(served) == 1:
+        return served[0]
+    raise InvalidRequestError("model", f"got '{asked}'" if asked else "missing", ", ".join(served) or "none at present")
+
+
+def fitted_to_model(
+    spec: RequestSpec, facts: Mapping[str, object], check_resolution: Callable[[int, int], None]
+) -> RequestSpec:
+    """`spec` with the model's name and defaults; what the model cannot do is refused rather than ignored.
+
+    Args:
+        spec: valid by itself.
+        facts: what is known of the model: `model` (its name), `text_tokens`, and optionally
+            `supports_negative_prompt` (false if absent), `default_guidance_scale`, `max_sequence_length`
+            (`text_tokens` if absent) and `max_side` (in pixels; no limit if absent or None).
+        check_resolution: raises `LatencyTableError` for a (height, width) that the model is not served at.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    name = str(facts["model"])
+    if spec.negative_prompt and not facts.get("supports_negative_prompt", False):
+        problem = f"model {name} has no true classifier-free guidance and would ignore it"
+        raise InvalidRequestError("negative_prompt", problem, "none, or a model with such guidance (SD3)")
+    text_tokens = facts.get("max_sequence_length", facts.get("text_tokens"))
+    if spec.max_sequence_length not in (None, text_tokens):
+        # Padding takes part in attention: another length is another image. It is also another time per step than the
+        # latency table tells, and may allow other degrees.
+        allowed = f"{text_tokens}, the length to which this server pads each prompt (model.max_sequence_length)"
+        raise InvalidRequestError("max_sequence_length", f"got {spec.max_sequence_length}", allowed)
+    max_side = facts.get("max_side")
+    for field, side in (("height", spec.height), ("width", spec.width)):
+        if isinstance(max_side, int) and side > max_side:
+            raise InvalidRequestError(field, f"got {side}", f"at most {max_side} pixels with model {name}")
+    try:
+        check_resolution(spec.height, spec.width)
+    except LatencyTableError as error:
+        allowed = str(error).partition("expected ")[2] or str(error)
+        raise InvalidRequestError("height, width", f"got {spec.height}x{spec.width}", allowed) from error
+    guidance_scale = spec.guidance_scale
+    if guidance_scale is None:
+        guidance_scale = float(str(facts.get("default_guidance_scale", _DEFAULT_GUIDANCE_SCALE)))
+    return replace(spec, model=name, guidance_scale=guidance_scale)
