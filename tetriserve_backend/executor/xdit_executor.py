@@ -22,6 +22,7 @@ from tetriserve_backend.executor.dispatcher import Dispatcher
 from tetriserve_backend.executor.flight import Action, KillRanks, SendForget, SendHeal, SendSegment
 from tetriserve_backend.executor.host_store import HostStore, as_pixels
 from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
+from tetriserve_backend.executor.memory_budget import check_host_memory
 from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
@@ -179,6 +180,8 @@ class XditExecutor:
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
         self.model_directory = directory
         machine = await asyncio.to_thread(inspect_machine, self._model, settings)
+        if machine.device == "cpu":
+            check_host_memory(directory, self._model, machine.dtype, machine.world_size)
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(host_rendezvous)

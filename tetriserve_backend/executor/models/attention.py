@@ -1,9 +1,7 @@
 """Which of xfuser's attention backends computes on a device."""
 
-import importlib.util
-
 import torch
-from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY, AttentionBackendType
+from xfuser.envs import PACKAGES_CHECKER
 
 from tetriserve_backend.domain import ConfigurationError
 
@@ -11,8 +9,10 @@ AUTO = "auto"
 _HALF = (torch.bfloat16, torch.float16)
 _ON_CPU = ("SDPA", "SDPA_MATH")
 _ANY_DTYPE = ("SDPA", "SDPA_MATH", "SDPA_EFFICIENT")
-# The packages that xfuser takes these from; without them it registers no function.
-_PACKAGES = {"FLASH": "flash_attn", "FLASH_3": "flash_attn_interface", "FLASH_4": "flash_attn.cute"}
+# Those of xfuser that compute attention as it is, with the fact by which xfuser knows that the package is there.
+# The others compute in lower precision, leave parts out, or are for other accelerators.
+_PACKAGE_OF = {"FLASH": "has_flash_attn", "FLASH_3": "has_flash_attn_3", "FLASH_4": "has_flash_attn_4"}
+_BACKENDS = ("SDPA", "SDPA_MATH", "SDPA_EFFICIENT", "SDPA_FLASH", "CUDNN", *_PACKAGE_OF)
 
 
 def choose_attention_backend(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -26,37 +26,27 @@ def choose_attention_backend(name: str, device: torch.device, dtype: torch.dtype
     Raises:
         ConfigurationError: there is no such backend, or it cannot work on this device with this dtype.
     """
-    if name == AUTO:
-        # xfuser's own choice on CUDA needs a half-precision dtype.
+    if name.lower() == AUTO:
+        # The choice that xfuser makes on CUDA needs a half-precision dtype.
         return None if device.type == "cuda" and dtype in _HALF else "SDPA"
-    wanted = name.upper()
-    usable = [AUTO, *(backend.lower() for backend in _usable(device, dtype))]
-    if wanted.lower() in usable:
-        return wanted
-    reason = _why_not(wanted, device, dtype)
-    raise ConfigurationError(f"model.attention_backend: '{name}' {reason}; allowed here: {', '.join(usable)}")
+    problem = _problem(name.upper(), device, dtype)
+    if problem is None:
+        return name.upper()
+    allowed = [AUTO, *(backend.lower() for backend in _BACKENDS if _problem(backend, device, dtype) is None)]
+    raise ConfigurationError(f"model.attention_backend: '{name}' {problem}; allowed here: {', '.join(allowed)}")
 
 
-def _usable(device: torch.device, dtype: torch.dtype) -> list[str]:
-    return sorted(kind.name for kind in ATTENTION_FUNCTION_REGISTRY if _fits(kind.name, device, dtype))
-
-
-def _fits(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type == "cpu":
-        return backend in _ON_CPU
+def _problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it cannot be had; None if it can."""
+    packages = PACKAGES_CHECKER.get_packages_info()
+    if backend not in _BACKENDS:
+        return "is not one of the exact attention backends of xfuser"
+    if device.type == "cpu" and backend not in _ON_CPU:
+        return "does not compute on the CPU"
+    if dtype not in _HALF and backend not in _ANY_DTYPE:
+        return f"does not compute in {str(dtype).removeprefix('torch.')}"
+    if backend in _PACKAGE_OF and not packages[_PACKAGE_OF[backend]]:
+        return "needs a package that is not installed"
     if backend == "CUDNN" and not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    return dtype in _HALF or backend in _ANY_DTYPE
-
-
-def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    if backend not in AttentionBackendType.__members__:
-        return "is not known to xfuser"
-    package = _PACKAGES.get(backend)
-    if package is not None and importlib.util.find_spec(package.split(".")[0]) is None:
-        return f"needs the package '{package.split('.')[0]}', which is not installed"
-    if device.type == "cpu":
-        return "does not work on the CPU"
-    if dtype not in _HALF:
-        return f"does not work in {str(dtype).removeprefix('torch.')}"
-    return "is not available here"
+        return "needs cuDNN, which is not there"
+    return None

@@ -10,6 +10,7 @@ from tetriserve_backend.executor.demo_models import DEMO_MODELS, ensure_demo
 from tetriserve_backend.executor.home import tetriserve_home
 
 INDEX = "model_index.json"
+_NEVER_LOADED = ["*.bin", "*.pt", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*.non_ema.*"]
 
 
 def resolve_directory(settings: ModelSettings) -> Path:
@@ -32,9 +33,12 @@ def _from_hub(settings: ModelSettings) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  (rarely needed)
 
     try:
-        # Files beside the folders are single-file copies of the same weights.
+        # Files beside the folders are single-file copies of the same weights, and some in them variants.
         path = snapshot_download(
-            settings.path, local_files_only=settings.local_files_only, allow_patterns=[INDEX, "*/*"]
+            settings.path,
+            local_files_only=settings.local_files_only,
+            allow_patterns=[INDEX, "*/*"],
+            ignore_patterns=_NEVER_LOADED,
         )
     except Exception as error:
         raise ConfigurationError(

@@ -15,7 +15,7 @@ from tetriserve_backend.domain import ConfigurationError, Request, image_tokens
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.models.base import Conditioning, TensorSpec
-from tetriserve_backend.executor.models.flow_match import EMBEDS, POOLED, FlowMatchModel, Row, stack, t5_tokens
+from tetriserve_backend.executor.models.flow_match import EMBEDS, LOADING, POOLED, FlowMatchModel, Row, stack, t5_tokens
 
 _TRAINING_TIMESTEPS = 1000
 _DEFAULT_GUIDANCE = 3.5
@@ -51,11 +51,9 @@ class FluxModel(FlowMatchModel):
         if not settings.load_t5:
             raise ConfigurationError("model.load_t5: false; FLUX.1 needs T5, only Stable Diffusion 3 works without")
         transformer = xFuserFlux1Transformer2DWrapper.from_pretrained(
-            directory, subfolder="transformer", torch_dtype=dtype, local_files_only=True
+            directory, subfolder="transformer", torch_dtype=dtype, **LOADING
         )
-        pipeline: Any = FluxPipeline.from_pretrained(
-            directory, transformer=transformer, torch_dtype=dtype, local_files_only=True
-        )
+        pipeline: Any = FluxPipeline.from_pretrained(directory, transformer=transformer, torch_dtype=dtype, **LOADING)
         pipeline.to(device)
         text_tokens = t5_tokens(settings, pipeline.tokenizer_2, _DEFAULT_T5_TOKENS)
         return cls(pipeline, directory, settings, device, text_tokens)

@@ -7,8 +7,10 @@ import torch
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
+from tetriserve_backend.executor.memory_budget import check_device_memory
 from tetriserve_backend.executor.models.base import DiffusionModel
 from tetriserve_backend.executor.models.directory import INDEX, read_family
+from tetriserve_backend.executor.tensors import dtype_name
 
 _FAMILIES = {
     "FluxPipeline": ("tetriserve_backend.executor.models.flux", "FluxModel"),
@@ -20,13 +22,17 @@ def load_model(directory: Path, settings: ModelSettings, device: torch.device, d
     """Load the model of a directory in diffusers format onto `device`.
 
     Raises:
-        ConfigurationError: no such format, a family that is not supported, or settings that it cannot follow.
+        ConfigurationError: no such format, a family that is not supported, settings that it cannot follow, or too
+            little memory on the device.
     """
     family = read_family(directory)
     if family not in _FAMILIES:
         raise ConfigurationError(
             f"{directory / INDEX}: _class_name: '{family}'; supported: {', '.join(sorted(_FAMILIES))}"
         )
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        check_device_memory(directory, settings, dtype_name(dtype), free_bytes, str(device))
     module, name = _FAMILIES[family]
     # Each import takes a second or more, so only what is needed.
     model: DiffusionModel = getattr(importlib.import_module(module), name).load(directory, settings, device, dtype)

@@ -16,6 +16,7 @@ from tetriserve_backend.executor.models.base import Conditioning, TensorSpec
 from tetriserve_backend.executor.models.directory import absent_parts
 from tetriserve_backend.executor.models.flow_match import (
     EMBEDS,
+    LOADING,
     NEGATIVE_EMBEDS,
     NEGATIVE_POOLED,
     POOLED,
@@ -59,13 +60,13 @@ class Sd3Model(FlowMatchModel):
             ConfigurationError: see `FlowMatchModel`, or `max_sequence_length` is more than the tokenizer allows.
         """
         transformer = SD3Transformer2DModel.from_pretrained(
-            directory, subfolder="transformer", torch_dtype=dtype, local_files_only=True
+            directory, subfolder="transformer", torch_dtype=dtype, **LOADING
         )
         parallelize(transformer)
         has_t5 = settings.load_t5 and "text_encoder_3" not in absent_parts(directory)
         without = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
         pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-            directory, transformer=transformer, torch_dtype=dtype, local_files_only=True, **without
+            directory, transformer=transformer, torch_dtype=dtype, **LOADING, **without
         )
         pipeline.to(device)
         return cls(pipeline, directory, settings, device, t5_tokens(settings, pipeline.tokenizer_3, _DEFAULT_T5_TOKENS))
