@@ -54,7 +54,7 @@ class XditExecutor:
         self.device, self.device_name, self.dtype = "", "", ""
         self.device_names: dict[int, str] = {}
         self.software: dict[str, str] = {}
-        self.facts = ModelFacts(0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
+        self.facts = ModelFacts(0, 0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
         self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
         self._store = HostStore()
         self._pool = RankPool(self, executor.respawn_timeout_s)

@@ -45,6 +45,7 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
         "model": executor.model_name,
         "model_directory": str(executor.model_directory),
         "text_tokens": executor.facts.text_tokens,
+        "max_sequence_length": executor.facts.max_sequence_length,
         "supports_negative_prompt": executor.facts.supports_negative_prompt,
         "default_guidance_scale": executor.facts.default_guidance_scale,
         "max_side": executor.facts.max_side,

@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "latency_threshold": 5.0, "output_format": "png", "stream_progress": False, "preview": False, "is_base64": True,
     "arrival_s": 100.0,
 }  # fmt: skip
+FACTS: dict[str, object] = {"model": "m", "max_sequence_length": 64, "supports_negative_prompt": True}
 # What JSON can hold, and what Python's reader takes beyond it.
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
@@ -79,7 +80,9 @@ def test_missing_field_is_named(name: str) -> None:
 def test_any_json_gives_a_sound_request_or_the_clients_error(name: str, value: object) -> None:
     try:
         spec = load_spec(json.dumps({**GOOD, name: value}), LIMITS, NOW_S)
-        fitted = fitted_to_model(spec, {"model": "m", "text_tokens": 64, "supports_negative_prompt": True}, anything)
+        fitted = fitted_to_model(
+            spec, {"model": "m", "max_sequence_length": 64, "supports_negative_prompt": True}, anything
+        )
     except InvalidRequestError:
         return
     requests = fitted.to_requests()
