@@ -37,7 +37,7 @@ _PARAMETERS = (
     ("encode_host_ms",),
     ("decode_host_ms",),
 )
-_STEP, _ITERATIONS, _LARGEST_MOVE, _SMALLEST_GAIN = 1e-4, 60, 0.3, 1e-4
+_STEP, _ITERATIONS, _LARGEST_MOVE, _SMALLEST_GAIN = 1e-4, 200, 0.3, 1e-7
 
 
 def fit(start: Calibration, comparisons: Sequence[Comparison]) -> Calibration:

@@ -118,11 +118,8 @@ def load_model(name_or_path: str) -> Model:
     Raises:
         ConfigurationError: there is no such name or file, or the file is wrong or of another architecture.
     """
-    shipped = {
-        name: read_description(shipped_file("models", f"{name}.yaml"), Model) for name in shipped_names("models")
-    }
-    for name, model in shipped.items():
-        if name_or_path.lower() in (name.lower(), model.model.lower()):
+    for model in _shipped_models():
+        if name_or_path.lower() in (model.name.lower(), model.model.lower()):
             return model
     path = Path(name_or_path)
     if not path.is_file():

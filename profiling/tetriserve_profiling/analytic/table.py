@@ -31,7 +31,7 @@ def compute_table(pipeline: Pipeline, shape: TableShape) -> LatencyTable:
     """Compute every entry.
 
     Raises:
-        ConfigurationError: the model's weights do not fit into the GPU, or nothing joins that many GPUs.
+        ConfigurationError: the model's weights do not fit into the GPU.
         LatencyTableError: the shape makes no valid table.
     """
     _check_memory(pipeline)
@@ -60,8 +60,8 @@ def compute_table(pipeline: Pipeline, shape: TableShape) -> LatencyTable:
     )
 
 
-def degrees(pipeline: Pipeline, gpus: int, height: int, width: int) -> list[int]:
-    """Powers of two up to `gpus` that divide the heads, the image tokens and, for FLUX, the text tokens.
+def degrees(pipeline: Pipeline, ranks: int, height: int, width: int) -> list[int]:
+    """Powers of two up to `ranks` that divide the heads, the image tokens and, for FLUX, the text tokens.
 
     Stable Diffusion 3's text is padded to what the degree divides.
     """
@@ -70,15 +70,17 @@ def degrees(pipeline: Pipeline, gpus: int, height: int, width: int) -> list[int]
     if isinstance(model.transformer, FluxSizes):
         counts.append(model.text_tokens)
     # Even a world that is no power of two has only groups that are.
-    powers = [2**exponent for exponent in range(gpus.bit_length())]
+    powers = [2**exponent for exponent in range(ranks.bit_length())]
     return [degree for degree in powers if all(count % degree == 0 for count in counts)]
 
 
 def _steps(pipeline: Pipeline, shape: TableShape) -> Iterator[dict[str, Any]]:
+    # GPUs that no link joins serve different images.
+    joined = min(shape.gpus, pipeline.gpu.max_gpus)
     for height, width in shape.resolutions:
         for batch in shape.batches:
             for cfg in (1, 2) if pipeline.model.guided else (1,):
-                for sp in degrees(pipeline, shape.gpus // cfg, height, width):
+                for sp in degrees(pipeline, joined // cfg, height, width):
                     seconds = _rounded(pipeline.step_s(height, width, batch, sp, cfg))
                     entry = {"height": height, "width": width, "batch": batch, "sp": sp}
                     yield entry | ({"cfg": cfg} if cfg > 1 else {}) | {"seconds": seconds}
