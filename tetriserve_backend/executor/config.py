@@ -41,6 +41,8 @@ class ExecutorSettings(BaseModel):
     Attributes:
         world_size: ranks; None means 2 on CPU and every visible GPU on CUDA.
         threads_per_rank: intra-op threads of each rank (CPU only).
+        pin_ranks: each rank keeps to `threads_per_rank` cores of its own (CPU only), so that the times of its steps
+            are steadier; for a machine that does nothing else.
         group_timeout_s: a collective that takes longer fails its group.
         segment_timeout_s: a segment that runs longer gets its ranks killed; one of known length much sooner.
         start_timeout_s: at the start of the server, loading the model and forming the groups must end within this.
@@ -54,6 +56,7 @@ class ExecutorSettings(BaseModel):
 
     world_size: int | None = Field(default=None, ge=1)
     threads_per_rank: int = Field(default=1, ge=1)
+    pin_ranks: bool = False
     group_timeout_s: float = Field(default=60.0, gt=0)
     segment_timeout_s: float = Field(default=120.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)

@@ -1,5 +1,6 @@
 """What this machine has to compute with, and what the settings make of it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def inspect_machine(model: ModelSettings, executor: ExecutorSettings) -> Machine
     world_size = executor.world_size or (gpus if device == "cuda" else _CPU_WORLD_SIZE)
     if device == "cuda" and world_size > gpus:
         raise ConfigurationError(f"executor.world_size: {world_size}; allowed: 1 to {gpus}, the visible GPUs")
+    cores = len(os.sched_getaffinity(0))
+    if device == "cpu" and executor.pin_ranks and world_size * executor.threads_per_rank > cores:
+        raise ConfigurationError(
+            f"executor.pin_ranks: {world_size} ranks of {executor.threads_per_rank} threads; allowed: as many as there "
+            f"are cores, {cores}"
+        )
     dtype = model.dtype if model.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
     return Machine(device, dtype, world_size)
 

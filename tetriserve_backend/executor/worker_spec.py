@@ -17,6 +17,7 @@ class RankSpec:
         store_port: the parent's rendezvous store, on the loopback interface.
         model_directory: a local directory in diffusers format.
         device, dtype: decided, not `auto`.
+        is_pinned: keeps to cores of its own.
     """
 
     rank: int
@@ -31,6 +32,7 @@ class RankSpec:
     threads: int
     group_timeout_s: float
     start_timeout_s: float
+    is_pinned: bool = False
 
 
 SPEC_ADAPTER: TypeAdapter[RankSpec] = TypeAdapter(RankSpec)

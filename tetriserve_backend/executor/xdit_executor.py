@@ -196,7 +196,7 @@ class XditExecutor:
             rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=store_port,
             model_directory=str(directory), model=self._model, device=machine.device, dtype=machine.dtype,
             threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
-            start_timeout_s=settings.start_timeout_s,
+            start_timeout_s=settings.start_timeout_s, is_pinned=settings.pin_ranks,
         )  # fmt: skip
 
     def _is_starting(self) -> bool:
