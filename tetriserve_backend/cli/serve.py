@@ -13,15 +13,9 @@ from tetriserve_backend.cli.launcher.ports import claim_endpoints
 from tetriserve_backend.cli.launcher.preflight import check_before_start
 from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
+from tetriserve_backend.cli.options import read_settings
 from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.triton_adapter.settings import ServerSettings
-from tetriserve_backend.triton_adapter.settings_sources import (
-    build_settings,
-    merge,
-    nested,
-    parse_assignment,
-    read_settings_file,
-)
 
 _MAX_PORT = 65535
 _DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT, _DEFAULT_METRICS_PORT = 8000, 8001, 8002
@@ -58,7 +52,7 @@ def serve(
     """
     try:
         options: dict[str, object] = {
-            "model.path": _absolute_folder(model),
+            "model.path": model,
             "executor.world_size": world_size,
             "scheduler.policy": policy,
             "timeline": str(timeline.absolute()) if timeline else None,
@@ -84,19 +78,11 @@ def say(text: str) -> None:
 
 
 def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
-    """Option > --set > file > default; paths become absolute, because the server runs in a folder of its own."""
-    layers = [read_settings_file(config)] if config else []
-    layers += [parse_assignment(text) for text in assignments]
-    layers += [nested(key, value) for key, value in options.items() if value is not None]
-    settings = build_settings(merge(layers))
-    changes: dict[str, object] = {
+    """Paths become absolute, because the server runs in a folder of its own."""
+    settings = read_settings(config, assignments, options)
+    changes = {
         name: str(Path(path).absolute())
         for name, path in (("timeline", settings.timeline), ("latency_table", settings.latency_table))
         if path
     }
-    changes["model"] = settings.model.model_copy(update={"path": _absolute_folder(settings.model.path)})
     return settings.model_copy(update=changes)
-
-
-def _absolute_folder(model: str | None) -> str | None:
-    return str(Path(model).absolute()) if model and Path(model).is_dir() else model

@@ -15,11 +15,10 @@ from tetriserve_backend.triton_adapter.serving import Serving
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
 from tetriserve_profiling.quick import measure_table
+from tetriserve_profiling.settings import default_resolutions
 from tetriserve_profiling.warm_up import warm_up
 
 _log = logging.getLogger(__name__)
-_CPU_RESOLUTIONS = ((256, 256), (512, 512), (768, 768), (1024, 1024))
-_CUDA_RESOLUTIONS = ((256, 256), (512, 512), (1024, 1024), (2048, 2048))
 
 
 async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
@@ -66,7 +65,7 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
 
 async def _table(settings: ServerSettings, assets: Path, executor: XditExecutor) -> LatencyTable:
     asked = tuple(parse_resolution(text) for text in settings.quick_resolutions or ())
-    resolutions = asked or (_CPU_RESOLUTIONS if executor.device == "cpu" else _CUDA_RESOLUTIONS)
+    resolutions = asked or default_resolutions(executor.device)
     identity = TableIdentity(
         model=executor.model_name,
         directory=executor.model_directory.name,
