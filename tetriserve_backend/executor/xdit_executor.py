@@ -186,7 +186,8 @@ class XditExecutor:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(host_rendezvous)
         self.device, self.world_size, self.dtype = machine.device, machine.world_size, machine.dtype
-        self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, machine.device == "cpu")
+        heals_in_place = machine.device == "cpu"
+        self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, heals_in_place, settings.slow_pass_s)
         self._pool.start(self._spec(machine, directory, endpoint, self._rendezvous.port))
         await started
 
