@@ -126,8 +126,8 @@ def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
         "The lead is the mean over the traces with its standard error. Pace: seconds of work over what the latency"
         " table says; 1 is as fast as when it was measured.",
         "Idle between segments: time in which ranks do nothing between two segments of a request that stays on them,"
-        " over the time of all segments; by plan: as much of it as the simulator has at the same pace, where nothing but"
-        " the policy makes ranks wait.",
+        " over the time of all segments; by plan: as much of it as the simulator has at the same pace, where nothing"
+        " but the policy makes ranks wait.",
     )
     return Sheet(f"live: {workload}", headings, tuple(rows), notes)
 
