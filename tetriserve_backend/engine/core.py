@@ -175,7 +175,7 @@ class EngineCore:
             try:
                 self._tables.of(request.model).check_resolution(request.height, request.width)
             except LatencyTableError as problem:
-                error = InvalidRequestError("height/width", f"{request.height}x{request.width}", str(problem))
+                error = InvalidRequestError("height, width", f"got {request.height}x{request.width}", problem.allowed)
         if error is not None:
             out.append(EndRequest(request, "reject", error))
             return

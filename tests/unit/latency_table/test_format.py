@@ -151,7 +151,7 @@ def test_what_is_no_table_file_is_refused_with_a_way_out(tmp_path):
         (tmp_path / "bad.latency.json").write_text(text)
         with pytest.raises(LatencyTableError, match=r"bad\.latency\.json: expected .*; fix: .*tetriserve profile"):
             LatencyTable.load(tmp_path / "bad.latency.json")
-    with pytest.raises(LatencyTableError, match="cannot be read: .*; fix: name a file that is there"):
+    with pytest.raises(LatencyTableError, match=r"cannot be read: .*; fix: name a file that is there"):
         LatencyTable.load(tmp_path / "absent.latency.json")
 
 
