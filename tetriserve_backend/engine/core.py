@@ -209,7 +209,7 @@ class EngineCore:
 
     def _finish_segment(self, event: ev.SegmentFinished, now_s: float, out: list[Command]) -> None:
         segment = self._ledger.take(event.segment_id, now_s)
-        if segment is not None:
+        if segment is not None and self._is_as_in_the_table(segment):
             out.extend(map(WarnOperator, self._drift.observe(segment, event.start_s, event.end_s, now_s)))
             self._views.slow_down(self._drift.slow_ranks)
         for part in segment.parts if segment else ():
@@ -314,6 +314,11 @@ class EngineCore:
             state.sent = state.sent.after(kind, part.num_steps)
             state.placement = placement
         return RunSegment(segment, tuple(state.request for state in states), sources, expected_s)
+
+    def _is_as_in_the_table(self, segment: Segment) -> bool:
+        """Previews take time that no table knows; of requests that have ended, nobody can tell any more."""
+        states = [self._requests.get(part.request_id) for part in segment.parts]
+        return all(state is not None and not state.request.preview for state in states)
 
     def _cfg_degree(self, assignment: Assignment, request: Request) -> int:
         if assignment.kind is not SegmentKind.DENOISE:
