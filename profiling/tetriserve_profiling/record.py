@@ -22,6 +22,7 @@ class Identity:
     Attributes:
         build: name of the model's folder; tells one build of an embedded model from the next.
         settings: everything else that the times depend on, by name.
+        guided: whether steps have a second pass for classifier-free guidance.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Identity:
     text_tokens: int
     software: Mapping[str, str]
     settings: Mapping[str, Any]
+    guided: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -112,6 +114,7 @@ class Record:
             "dtype": identity.dtype,
             "source": "measured",
             "text_tokens": identity.text_tokens,
+            "guided": identity.guided,
             "software": dict(identity.software),
         }
         if identity.settings:

@@ -1,5 +1,6 @@
 """Work as a profile measures it: where, how large it is, and how files tell it."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from tetriserve_backend.domain import SegmentKind, image_tokens
@@ -8,7 +9,7 @@ from tetriserve_backend.latency_table.work import Work, decode_work, encode_work
 KIND_NAMES: Final = {SegmentKind.DENOISE: "step", SegmentKind.ENCODE: "encode", SegmentKind.DECODE: "decode"}
 """What files call them, in the order of a latency table."""
 
-_MAKERS: Final = {"step": step_work, "encode": encode_work, "decode": decode_work}
+_MAKERS: Final[dict[str, Callable[..., Work]]] = {"step": step_work, "encode": encode_work, "decode": decode_work}
 
 
 def ranks_of(work: Work) -> tuple[int, ...]:

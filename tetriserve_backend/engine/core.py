@@ -316,9 +316,14 @@ class EngineCore:
         return RunSegment(segment, tuple(state.request for state in states), sources, expected_s)
 
     def _is_as_in_the_table(self, segment: Segment) -> bool:
-        """Previews take time that no table knows; of requests that have ended, nobody can tell any more."""
-        states = [self._requests.get(part.request_id) for part in segment.parts]
-        return all(state is not None and not state.request.preview for state in states)
+        """Whether the table tells the time of such requests; of requests that have ended, nobody knows any more.
+
+        It knows nothing of previews, and of a model with guidance only what guided steps take.
+        """
+        requests = [state.request for part in segment.parts if (state := self._requests.get(part.request_id))]
+        is_guided = self._tables.has(segment.model) and self._tables.of(segment.model).is_guided
+        odd = any(request.preview or (is_guided and not request.asks_for_guidance) for request in requests)
+        return len(requests) == segment.batch_size and not odd
 
     def _cfg_degree(self, assignment: Assignment, request: Request) -> int:
         if assignment.kind is not SegmentKind.DENOISE:

@@ -32,6 +32,9 @@ class LatencyTable:
         self.dispatch_s = document.dispatch_seconds
         self.text_tokens = document.text_tokens
         """Length of the text stream that it was measured with; None where the table does not tell."""
+        splits_guidance = any(entry.cfg > 1 for entry in document.step)
+        self.is_guided = splits_guidance if document.guided is None else document.guided
+        """Whether its steps are those of guided requests; others may take half as long."""
         self.settings: Mapping[str, Any] = document.settings
         """What else the times depend on, as far as the table tells."""
         self.resolutions = tuple(
