@@ -85,7 +85,7 @@ def cell_sheet(results: Sequence[CellResult]) -> Sheet:
 
 
 def mean_sheet(results: Sequence[CellResult]) -> Sheet:
-    """Means over the grid: per rate, over all cells, and over all cells as a share of the mean bound."""
+    """Means over the grid: per rate, over all cells, as a share of the mean bound, and per busy GPU-second."""
     rows: list[tuple[str, ...]] = []
     for rate in sorted({result.workload.rate_per_minute for result in results}):
         rows.append((f"{rate:g}", *_figures([r for r in results if r.workload.rate_per_minute == rate])))
@@ -94,6 +94,8 @@ def mean_sheet(results: Sequence[CellResult]) -> Sheet:
     if bound:
         columns = zip(*(result.summaries for result in results), strict=True)
         rows.append(("of bound", "", *(f"{_mean(column) / bound:.3f}" for column in columns)))
+    columns = zip(*(result.summaries for result in results), strict=True)
+    rows.append(("on time per GPU-second", "", *(f"{_on_time_per_gpu_second(column):.4f}" for column in columns)))
     return Sheet("means over the grid", _headings(("per minute",), results), tuple(rows))
 
 

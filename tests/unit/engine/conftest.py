@@ -23,7 +23,8 @@ def table() -> LatencyTable:
                 {"height": side, "width": side, "batch": 1, "sp": sp, "seconds": seconds}
                 for side, column in STEP_S.items()
                 for sp, seconds in zip((1, 2, 4), column, strict=True)
-            ],
+            ]
+            + [{"height": 256, "width": 256, "batch": 2, "sp": 1, "seconds": 0.15}],
             "encode": [{"batch": 1, "seconds": 0.02}],
             "decode": [{"height": side, "width": side, "seconds": 0.05} for side in STEP_S],
             "dispatch_seconds": 0.001,

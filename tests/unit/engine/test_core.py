@@ -166,6 +166,22 @@ def test_a_request_that_loses_its_ranks_again_and_again_fails_alone(core, policy
     assert "2 times" in str(end.error)
 
 
+def test_a_lost_rank_takes_back_the_batches_that_count_on_it_as_well(core, policy):
+    """r1 itself runs on rank 1; its next steps share a pass with r0, whose work on rank 0 is lost."""
+    run(core, policy, make_request("r0"), encode("r0"))
+    run(
+        core,
+        policy,
+        make_request("r1"),
+        encode("r1", 1),
+        Assignment(SegmentKind.DENOISE, ("r0", "r1"), Placement((2,)), 2),
+    )
+    run(core, policy, make_request("r2"), encode("r2", 3))
+    core.handle(ev.WorkerLost(0, "killed"), 0.01)
+    core.handle(ev.TimerFired(), 0.01)
+    assert [request.request.request_id for request in policy.views[-1].requests] == ["r2"]
+
+
 def test_an_error_in_the_work_fails_the_request_at_once(core, policy):
     (first,) = run(core, policy, make_request(), encode("r0"))
     end, release = core.handle(ev.SegmentFailed(first.segment.segment_id, "out of memory", retryable=False), 0.1)
