@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,14 @@ from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.dispatcher import Dispatcher
 from tetriserve_backend.executor.flight import Action, KillRanks, SendForget, SendHeal, SendSegment
 from tetriserve_backend.executor.host_store import HostStore, as_pixels
-from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
+from tetriserve_backend.executor.machine import decide_dtype, inspect_machine, surely_without_gpu
 from tetriserve_backend.executor.memory_budget import check_host_memory
 from tetriserve_backend.executor.model_facts import ModelFacts
+from tetriserve_backend.executor.model_shelf import ModelShelf
 from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
 from tetriserve_backend.executor.rendezvous import host_rendezvous
-from tetriserve_backend.executor.worker_spec import RankSpec
+from tetriserve_backend.executor.worker_spec import ModelSpec, RankSpec
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -36,33 +38,51 @@ _log = logging.getLogger(__name__)
 _WATCH_PERIOD_S = 0.5
 
 
-class XditExecutor:
-    """Implements `engine.executor_port.Executor` on real ranks.
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that every rank holds.
 
-    Attributes (all but `model_name` are known after `start`):
-        model_name: the model as the settings name it; `model_directory` is where it was found.
-        device: `cpu` or `cuda`; `device_name` is the product's name, `device_names` that of each rank's.
-        world_size, dtype, software: as a latency table tells them.
-        facts: of the loaded model.
+    Attributes:
+        name: as `Segment.model`.
+        directory: where it was found.
+        dtype: decided, not `auto`.
     """
 
-    def __init__(self, model: ModelSettings, executor: ExecutorSettings) -> None:
-        self._model, self._settings = model, executor
-        self.model_name = model.path
-        self.model_directory = Path()
+    name: str
+    directory: Path
+    dtype: str
+    facts: ModelFacts
+
+
+class XditExecutor:
+    """Implements `engine.executor_port.Executor` on real ranks, which hold no model until they are told to.
+
+    Attributes (known after `start`):
+        device: `cpu` or `cuda`; `device_names` are the product's names by rank, `device_name` is one of them.
+        world_size, software: as a latency table tells them.
+
+    Args:
+        executor: see `ExecutorSettings`.
+        device: `auto`, `cpu` or `cuda`; all models share it.
+    """
+
+    def __init__(self, executor: ExecutorSettings, device: str = "auto") -> None:
+        self._settings = executor
         self.world_size = executor.world_size or 0
-        self.device, self.device_name, self.dtype = "", "", ""
+        self.device = device
+        self.device_name = ""
         self.device_names: dict[int, str] = {}
         self.software: dict[str, str] = {}
-        self.facts = ModelFacts(0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
         self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
         self._store = HostStore()
         self._pool = RankPool(self, executor.respawn_timeout_s)
+        self._shelf = ModelShelf(self._pool.send, self._on_up, self._on_unfit)
+        self._load_times_s: dict[str, float] = {}
         self._dispatcher: Dispatcher | None = None
         self._rendezvous: TCPStore | None = None
         self._watch: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
-        self._loaded: set[int] = set()
+        self._up: set[int] = set()
         self._generation = 0
         self._unformed: set[int] = set()
         self._form_deadline_s = 0.0
@@ -70,7 +90,7 @@ class XditExecutor:
         self._is_performing = False
 
     async def start(self) -> None:
-        """Start the ranks, load the model, form the groups. Does nothing if that has been done.
+        """Start the ranks and form the groups. Does nothing if that has been done.
 
         Raises:
             ServerError: a rank could not start; nothing is left running.
@@ -87,6 +107,34 @@ class XditExecutor:
             await self.shutdown()
             raise
         self._watch = asyncio.create_task(self._watch_over())
+
+    async def load_model(self, name: str, model: ModelSettings) -> LoadedModel:
+        """Have every rank load a model. Each does it in one go, between two segments: best while nothing else runs.
+
+        Raises:
+            ConfigurationError: there is no such model, one of that name is loaded, it does not fit, or a rank
+                cannot load it; the ranks go on with the models that they have.
+            ServerError: the ranks took too long, or are beyond repair.
+        """
+        dtype = decide_dtype(model, self.device)
+        directory = await asyncio.to_thread(resolve_directory, model)
+        if self.device == "cpu":
+            check_host_memory(directory, model, dtype, self.world_size)
+        spec = ModelSpec(name, str(directory), model, dtype)
+        started_s = time.monotonic()
+        try:
+            facts = await self._shelf.load(spec, range(self.world_size), self._settings.start_timeout_s)
+        finally:
+            self._load_times_s[name] = time.monotonic() - started_s
+            self._tell_pool()
+        return LoadedModel(name, directory, dtype, facts)
+
+    async def unload_model(self, name: str) -> None:
+        """Have no rank hold a model any more, after all of its segments that were sent; frees its memory."""
+        try:
+            await self._shelf.unload(name, range(self.world_size), self._settings.start_timeout_s)
+        finally:
+            self._tell_pool()
 
     def run_segment(self, command: RunSegment) -> None:
         """Send a segment to its ranks, behind the earlier ones of its ranks and requests.
@@ -144,7 +192,15 @@ class XditExecutor:
         elif isinstance(message, wire.GroupHealed):
             self._perform(self._running_dispatcher().group_healed(rank, message.ranks))
         elif isinstance(message, wire.Loaded):
-            self._on_loaded(rank, message.info)
+            self.device_name, self.software = message.info.device_name, message.info.software
+            self.device_names[rank] = message.info.device_name
+            self._shelf.born(rank, message.models)
+        elif isinstance(message, wire.ModelLoaded):
+            self._shelf.loaded(rank, message.name, message.facts)
+        elif isinstance(message, wire.ModelFailed):
+            self._shelf.failed(rank, message.name, message.reason)
+        elif isinstance(message, wire.ModelUnloaded):
+            self._shelf.unloaded(rank, message.name)
         elif isinstance(message, wire.WorldReady):
             self._on_world_ready(rank, message.generation)
         elif isinstance(message, wire.StartFailed):
@@ -155,7 +211,8 @@ class XditExecutor:
         if self._is_starting():
             self._on_start_failed(rank, reason)
             return
-        self._loaded.discard(rank)
+        self._up.discard(rank)
+        self._shelf.lost(rank)
         self._events.put_nowait(WorkerLost(rank, reason))
         self._perform(self._running_dispatcher().rank_lost(rank, reason))
         if self._unformed:
@@ -170,34 +227,28 @@ class XditExecutor:
             self._on_start_failed(rank, reason)
         else:
             self._events.put_nowait(ServerError(f"rank {rank} is given up: {reason}"))
+            self._shelf.fail(f"rank {rank} is given up: {reason}")
 
     async def _start(self, started: "asyncio.Future[None]") -> None:
         started.add_done_callback(_look_at_result)
         settings = self._settings
-        directory = await asyncio.to_thread(resolve_directory, self._model)
         # What the ranks import takes seconds, and so does torch here: at once, where the device is plain.
-        early = surely_without_gpu(self._model)
+        early = surely_without_gpu(self.device)
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
-        self.model_directory = directory
-        machine = await asyncio.to_thread(inspect_machine, self._model, settings)
-        if machine.device == "cpu":
-            check_host_memory(directory, self._model, machine.dtype, machine.world_size)
+        machine = await asyncio.to_thread(inspect_machine, self.device, settings.world_size)
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(host_rendezvous)
-        self.device, self.world_size, self.dtype = machine.device, machine.world_size, machine.dtype
+        self.device, self.world_size = machine.device, machine.world_size
         self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, machine.device == "cpu")
-        self._pool.start(self._spec(machine, directory, endpoint, self._rendezvous.port))
-        await started
-
-    def _spec(self, machine: Machine, directory: Path, endpoint: str, store_port: int) -> RankSpec:
-        settings = self._settings
-        return RankSpec(
-            rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=store_port,
-            model_directory=str(directory), model=self._model, device=machine.device, dtype=machine.dtype,
-            threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
-            start_timeout_s=settings.start_timeout_s,
+        self._pool.start(
+            RankSpec(
+                rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=self._rendezvous.port,
+                device=machine.device, threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
+                start_timeout_s=settings.start_timeout_s,
+            )
         )  # fmt: skip
+        await started
 
     def _is_starting(self) -> bool:
         return self._started is not None and not self._started.done()
@@ -207,15 +258,21 @@ class XditExecutor:
             raise RuntimeError("the executor has not been started")
         return self._dispatcher
 
-    def _on_loaded(self, rank: int, info: wire.ModelInfo) -> None:
-        self._loaded.add(rank)
-        self.facts = info.facts
-        self.device_name, self.software = info.device_name, info.software
-        self.device_names[rank] = info.device_name
+    def _on_up(self, rank: int) -> None:
+        self._up.add(rank)
+        self._pool.mark_up(rank)
         if not self._is_starting():
             self._events.put_nowait(WorkerReady(rank))
-        elif len(self._loaded) == self.world_size:
+        elif len(self._up) == self.world_size:
             self._form_world()
+
+    def _on_unfit(self, rank: int, reason: str) -> None:
+        self._kill((rank,), reason)
+
+    def _tell_pool(self) -> None:
+        """What ranks that are born from now on hold."""
+        models = self._shelf.models
+        self._pool.set_models(models, sum(self._load_times_s.get(model.name, 0.0) for model in models))
 
     def _form_world(self) -> None:
         self._generation += 1
