@@ -1,27 +1,17 @@
 """The command `tetriserve`; each subcommand lives in a module of its own and is imported when it is called."""
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import typer
-from typer.core import TyperGroup
 
-
-@dataclass(frozen=True, slots=True)
-class Subcommand:
-    """Where a subcommand's function is, and whether what follows `--` is its business."""
-
-    module: str
-    function: str
-    takes_extra_arguments: bool = False
-
+from tetriserve_backend.cli.lazy import Subcommand, lazy_group
 
 _SUBCOMMANDS: Final = {
     "serve": Subcommand("tetriserve_backend.cli.serve", "serve", takes_extra_arguments=True),
     "generate": Subcommand("tetriserve_backend.cli.generate", "generate"),
     "demo": Subcommand("tetriserve_backend.cli.demo", "demo"),
+    "profile": Subcommand("tetriserve_backend.cli.profile_command", "profile"),
+    "table": Subcommand("tetriserve_backend.cli.table.app", "app"),
     "simulate": Subcommand("tetriserve_backend.cli.simulate", "simulate"),
     "workload": Subcommand("tetriserve_backend.cli.make_workload", "workload"),
     "sweep": Subcommand("tetriserve_backend.cli.sweep", "sweep"),
@@ -29,27 +19,8 @@ _SUBCOMMANDS: Final = {
     "bench-overhead": Subcommand("tetriserve_backend.cli.overhead.command", "bench_overhead"),
 }
 
-
-class LazyCommands(TyperGroup):
-    """Imports a subcommand's module only when it is asked for, so that each starts fast."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names, in the order of the help text."""
-        return list(_SUBCOMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
-        subcommand = _SUBCOMMANDS.get(cmd_name)
-        if subcommand is None:
-            return None
-        function: Callable[..., None] = getattr(importlib.import_module(subcommand.module), subcommand.function)
-        lone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        lone.command(cmd_name, context_settings={"allow_extra_args": subcommand.takes_extra_arguments})(function)
-        return typer.main.get_command(lone)
-
-
 app = typer.Typer(
-    cls=LazyCommands,
+    cls=lazy_group(_SUBCOMMANDS),
     name="tetriserve",
     no_args_is_help=True,
     add_completion=False,

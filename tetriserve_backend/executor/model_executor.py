@@ -45,7 +45,7 @@ class ModelExecutor:
         self.device_names: dict[int, str] = {}
         self.software: dict[str, str] = {}
         self.world_size = 0
-        self.facts = ModelFacts(0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
+        self.facts = ModelFacts(0, 0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
         if loaded is not None:
             self._learn(loaded)
 

@@ -9,6 +9,7 @@ class ModelFacts:
 
     Attributes:
         text_tokens: length of the text stream in the transformer; part of every step's cost.
+        max_sequence_length: tokens that T5's prompt is padded or cut to; all or a part of `text_tokens`.
         shared_counts: what each sequence-parallel degree must divide, by name, besides the image tokens.
         supports_negative_prompt: whether the family has true classifier-free guidance. Where it has, a
             `guidance_scale` above 1 means two passes a step, and a placement may be split between them.
@@ -17,6 +18,7 @@ class ModelFacts:
     """
 
     text_tokens: int
+    max_sequence_length: int
     shared_counts: dict[str, int]
     supports_negative_prompt: bool
     default_guidance_scale: float

@@ -82,16 +82,23 @@ def parse_document(raw: object, origin: str) -> TableDocument:
         origin: the name by which errors call the file.
 
     Raises:
-        LatencyTableError: names the file, the field with its index, and what was expected there.
+        LatencyTableError: names the file, the field with its index, what was expected there, and the fix.
     """
     if not isinstance(raw, dict):
-        raise LatencyTableError(f"latency table {origin}: expected a JSON object, got {type(raw).__name__}")
+        got = type(raw).__name__
+        raise refusal(origin, "", f"expected a JSON object, got {got}", "name a file that `tetriserve profile` wrote")
     try:
         document = TableDocument.model_validate(raw)
     except ValidationError as error:
-        raise LatencyTableError(_describe(error, origin)) from None
+        raise _explain(error, origin) from None
     _check_consistency(document, origin)
     return document
+
+
+def refusal(origin: str, field: str, problem: str, fix: str) -> LatencyTableError:
+    """The error for a table that cannot be used: file, field if it is one field's, what is wrong, and the way out."""
+    where = f"{field}: " if field else ""
+    return LatencyTableError(f"latency table {origin}: {where}{problem}; fix: {fix}")
 
 
 def dump_document(document: TableDocument) -> dict[str, Any]:
@@ -99,41 +106,68 @@ def dump_document(document: TableDocument) -> dict[str, Any]:
     return document.model_dump(by_alias=True, exclude_unset=True)
 
 
-def _describe(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str) -> LatencyTableError:
     first = error.errors(include_url=False)[0]
     field = ""
     for part in first["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    name = str(first["loc"][-1])
+    meaning = _MEANINGS.get(name, "a value as the schema says")
     if first["type"] == "missing":
-        return f"latency table {origin}: {field}: missing; expected by schema {SCHEMA}{more}"
-    return f"latency table {origin}: {field}: {first['msg']}, got {first['input']!r:.80}{more}"
+        return refusal(origin, field, f"missing; expected by schema {SCHEMA}{more}", f"add {meaning}")
+    if name == "schema":
+        fix = f"profile again with this version, which reads {SCHEMA}, or use the version that wrote the file"
+    else:
+        fix = f"replace it by {meaning}"
+    return refusal(origin, field, f"{first['msg']}, got {first['input']!r:.80}{more}", fix)
 
 
 def _check_consistency(document: TableDocument, origin: str) -> None:
     for index, entry in enumerate(document.step):
         if entry.ranks > document.world_size:
-            raise LatencyTableError(
-                f"latency table {origin}: step[{index}].sp: expected sp × cfg of at most world_size = "
-                f"{document.world_size}, got {entry.ranks}"
-            )
+            problem = f"expected sp × cfg of at most world_size = {document.world_size}, got {entry.ranks}"
+            raise refusal(origin, f"step[{index}].sp", problem, "remove the entry, or correct world_size")
     _check_unique("step", ((e.height, e.width, e.batch, e.sp, e.cfg) for e in document.step), origin)
     _check_unique("encode", (e.batch for e in document.encode), origin)
     _check_unique("decode", ((e.height, e.width) for e in document.decode), origin)
     for name, batches in (("step", {e.batch for e in document.step}), ("encode", {e.batch for e in document.encode})):
         if 1 not in batches:
-            raise LatencyTableError(f"latency table {origin}: {name}: expected at least one entry with batch = 1")
+            problem = "expected at least one entry with batch = 1"
+            raise refusal(origin, name, problem, "measure with 1 among the --batches of `tetriserve profile`")
 
 
 def _check_unique(name: str, keys: Iterable[Hashable], origin: str) -> None:
     first_index: dict[Hashable, int] = {}
     for index, key in enumerate(keys):
         if key in first_index:
-            raise LatencyTableError(
-                f"latency table {origin}: {name}[{index}]: duplicate of {name}[{first_index[key]}]; "
-                f"expected one entry per {_KEY_FIELDS[name]}"
-            )
+            problem = f"duplicate of {name}[{first_index[key]}]; expected one entry per {_KEY_FIELDS[name]}"
+            raise refusal(origin, f"{name}[{index}]", problem, "remove one of the two")
         first_index[key] = index
 
 
 _KEY_FIELDS = {"step": "(height, width, batch, sp, cfg)", "encode": "batch", "decode": "(height, width)"}
+_TIME = "the seconds that `tetriserve profile` measures"
+_SIDE = "pixels, a positive multiple of 16"
+_MEANINGS = {
+    "schema": f'"{SCHEMA}"',
+    "model": "the model as the server's settings name it",
+    "device": "the product name of the device",
+    "world_size": "the number of ranks, at least 1",
+    "dtype": "torch's name of the weights' type, such as bfloat16",
+    "source": "measured, analytic or published",
+    "step": "a list of step times, as `tetriserve profile` measures them",
+    "encode": "a list of encode times, as `tetriserve profile` measures them",
+    "decode": "a list of decode times, as `tetriserve profile` measures them",
+    "seconds": _TIME,
+    "dispatch_seconds": f"{_TIME}, or 0",
+    "cv": "the standard deviation over the mean, or nothing",
+    "samples": "how many there were, or nothing",
+    "height": _SIDE,
+    "width": _SIDE,
+    "batch": "the number of images, at least 1",
+    "sp": "the sequence-parallel degree, at least 1",
+    "cfg": "1, or 2 where the guidance is split over the ranks",
+    "text_tokens": "the length of the text stream, or nothing",
+    "software": "versions by package",
+}

@@ -15,6 +15,7 @@ from tetriserve_backend.triton_adapter.serving import Serving
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
 from tetriserve_profiling.quick import measure_table
+from tetriserve_profiling.warm_up import warm_up
 
 _log = logging.getLogger(__name__)
 _CPU_RESOLUTIONS = ((256, 256), (512, 512), (768, 768), (1024, 1024))
@@ -32,6 +33,8 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
     await executor.start()
     try:
         table = await _table(settings, assets, executor)
+        if settings.model.compile:
+            await warm_up(executor, table.works, _log.info)
         tables = LatencyTables({executor.model_name: table})
         policy = make_policy(settings.scheduler, tables, executor.world_size)
         core = EngineCore(policy, tables, executor.world_size, settings.engine)
@@ -45,6 +48,7 @@ async def build_serving(settings: ServerSettings, assets: Path) -> Serving:
         "model": executor.model_name,
         "model_directory": str(executor.model_directory),
         "text_tokens": executor.facts.text_tokens,
+        "max_sequence_length": executor.facts.max_sequence_length,
         "supports_negative_prompt": executor.facts.supports_negative_prompt,
         "default_guidance_scale": executor.facts.default_guidance_scale,
         "max_side": executor.facts.max_side,
@@ -72,6 +76,7 @@ async def _table(settings: ServerSettings, assets: Path, executor: XditExecutor)
         text_tokens=executor.facts.text_tokens,
         asked=asked,
         measured=resolutions,
+        compiled=settings.model.compile,
     )
     table = await resolve_table(
         identity,

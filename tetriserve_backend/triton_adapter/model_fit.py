@@ -29,9 +29,8 @@ def fitted_to_model(
 
     Args:
         spec: valid by itself.
-        facts: what is known of the model: `model` (its name), `text_tokens`, and optionally
-            `supports_negative_prompt` (false if absent), `default_guidance_scale`, `max_sequence_length`
-            (`text_tokens` if absent) and `max_side` (in pixels; no limit if absent or None).
+        facts: what is known of the model: `model` (its name), `max_sequence_length` and, where it matters,
+            `supports_negative_prompt` (false if absent), `default_guidance_scale` and `max_side` (pixels).
         check_resolution: raises `LatencyTableError` for a (height, width) that the model is not served at.
 
     Raises:
@@ -41,7 +40,7 @@ def fitted_to_model(
     if spec.negative_prompt and not facts.get("supports_negative_prompt", False):
         problem = f"model {name} has no true classifier-free guidance and would ignore it"
         raise InvalidRequestError("negative_prompt", problem, "none, or a model with such guidance (SD3)")
-    text_tokens = facts.get("max_sequence_length", facts.get("text_tokens"))
+    text_tokens = facts["max_sequence_length"]
     if spec.max_sequence_length not in (None, text_tokens):
         # Padding takes part in attention: another length is another image. It is also another time per step than the
         # latency table tells, and may allow other degrees.
@@ -54,7 +53,9 @@ def fitted_to_model(
     try:
         check_resolution(spec.height, spec.width)
     except LatencyTableError as error:
-        allowed = str(error).partition("expected ")[2] or str(error)
+        # How to fix the table is not the client's business.
+        problem = str(error).partition("; fix: ")[0]
+        allowed = problem.partition("expected ")[2] or problem
         raise InvalidRequestError("height, width", f"got {spec.height}x{spec.width}", allowed) from error
     guidance_scale = spec.guidance_scale
     if guidance_scale is None:

@@ -25,6 +25,7 @@ class TableIdentity:
         text_tokens: length of the text stream: it is part of every step, and decides which degrees there are.
         asked: (height, width) that the settings ask for; must be among the profiled ones of any table.
         measured: (height, width) that a table measured at start profiles.
+        compiled: whether the transformer is; a table cannot tell, but a file name does.
     """
 
     model: str
@@ -35,12 +36,14 @@ class TableIdentity:
     text_tokens: int
     asked: tuple[tuple[int, int], ...]
     measured: tuple[tuple[int, int], ...]
+    compiled: bool = False
 
     @property
     def file_name(self) -> str:
         """The file of the table that is measured for this identity: another identity has another file."""
         shapes = sha256(repr(self.measured).encode()).hexdigest()[:8]
-        parts = (self.directory, self.device, f"w{self.world_size}", self.dtype, f"t{self.text_tokens}", shapes)
+        parts = [self.directory, self.device, f"w{self.world_size}", self.dtype, f"t{self.text_tokens}", shapes]
+        parts += ["compiled"] if self.compiled else []
         return "-".join(_UNSAFE.sub("_", part) for part in parts) + _SUFFIX
 
     def matches(self, table: LatencyTable) -> bool:

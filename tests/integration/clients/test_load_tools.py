@@ -57,6 +57,7 @@ def test_locusts_own_page_shows_the_ratio(server: Server, tmp_path: Path) -> Non
     port = LocalPorts.free().http
     script = [sys.executable, "-m", "locust", "-f", str(CLIENTS / "locustfile.py"), "--host", server.http_url]
     options = ["--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "1", "--steps", "2"]
+    options += ["--num-images", "2", "--model", "demo-flux"]
     with (tmp_path / "locust.log").open("wb") as log:
         locust = subprocess.Popen([*script, *options], cwd=tmp_path, stdout=log, stderr=log)
     try:

@@ -71,7 +71,9 @@ def reference() -> Reference:
 
     pipelines: dict[Path, Any] = {}
 
-    def generate(directory: Path, request: Request, text_tokens: int, latent: bool = False) -> npt.NDArray[Any]:
+    def generate(
+        directory: Path, request: Request, text_tokens: int, latent: bool = False, tiled: bool = False
+    ) -> npt.NDArray[Any]:
         if directory not in pipelines:
             index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
             absent = {name: None for name, part in index.items() if part == [None, None]}
@@ -79,6 +81,7 @@ def reference() -> Reference:
             pipelines[directory].set_progress_bar_config(disable=True)
         torch.set_num_threads(1)
         pipeline = pipelines[directory]
+        pipeline.vae.use_tiling = tiled
         # FLUX has an argument of this name too, which would do what the served model does not.
         guidance = {} if isinstance(pipeline, FluxPipeline) else {"negative_prompt": request.negative_prompt}
         result = pipeline(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, WorkerLost, WorkerReady, WorldFormed
-from tetriserve_backend.engine.executor_port import ExecutorEvent
+from tetriserve_backend.engine.executor_port import ExecutorEvent, StepProgress
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
 
@@ -41,6 +41,7 @@ class Driver:
         self.spans: dict[int, list[SegmentFinished]] = {}
         self._sent: dict[int, RunSegment] = {}
         self._outcomes: dict[int, Outcome] = {}
+        self.progress: list[StepProgress] = []
         self._lost: set[int] = set()
         self._ready: set[int] = set()
 
@@ -63,6 +64,8 @@ class Driver:
         if isinstance(event, SegmentFinished | SegmentFailed):
             assert event.segment_id not in self._outcomes, "a segment was reported twice"
             self._outcomes[event.segment_id] = event
+        elif isinstance(event, StepProgress):
+            self.progress.append(event)
         elif isinstance(event, WorkerLost):
             self._lost.add(event.rank)
             self._ready.discard(event.rank)
@@ -109,6 +112,13 @@ class Driver:
         pixels = self.executor.take_image(request.request_id)
         self.executor.release(request.request_id)
         return pixels
+
+    def previews(self, request: Request, schedule: Schedule) -> tuple[list[npt.NDArray[np.uint8]], Any]:
+        """The preview of each step of a request that asks for them, in order, and its image."""
+        image = self.generate(request, schedule)
+        steps = [step for step in self.progress if step.request_id == request.request_id]
+        assert [step.step_index for step in steps] == list(range(request.num_steps))
+        return [step.preview for step in steps if step.preview is not None], image
 
     # -- commands -------------------------------------------------------------------------------------
 

@@ -97,6 +97,24 @@ def test_batch_with_different_steps_gives_each_its_image(world: Driver, referenc
         assert_same_image(world.image(request), reference(tiny_model, request, 64))
 
 
+def test_previews_come_closer_to_the_image_step_by_step(world: Driver) -> None:
+    previews, image = world.previews(make_request(128, 96, stream_progress=True, preview=True), ONE_TWO_FOUR_ONE)
+    distances = [np.abs(preview.astype(int) - image).mean() for preview in previews]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] < image.std()
+    assert distances[3] == 0
+
+
+def test_previews_of_large_images_are_small(world: Driver) -> None:
+    previews, _ = world.previews(make_request(256, 128, stream_progress=True, preview=True), ONE_TWO_FOUR_ONE)
+    assert [preview.shape for preview in previews] == 4 * [(128, 64, 3)]
+
+
+def test_progress_comes_without_previews_unless_asked_for(world: Driver) -> None:
+    previews, _ = world.previews(make_request(stream_progress=True), ONE_TWO_FOUR_ONE)
+    assert previews == []
+
+
 @pytest.mark.parametrize(("height", "width", "degrees"), [(144, 144, (1,)), (96, 144, (1, 2)), (128, 128, (1, 2, 4))])
 def test_only_degrees_that_divide_the_image_tokens_are_offered_and_accepted(
     world: Driver, reference: Reference, tiny_model: Path, height: int, width: int, degrees: tuple[int, ...]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.integration.executor.conftest import Reference
@@ -108,6 +109,13 @@ def test_guidance_of_one_rank_cannot_be_split(sd35: Driver) -> None:
     sd35.executor.release(request.request_id)
 
 
+def test_last_preview_of_a_small_image_is_the_image(sd35: Driver) -> None:
+    request = make_request(128, 96, guidance_scale=GUIDED, stream_progress=True, preview=True)
+    previews, image = sd35.previews(request, (((0, 1), 4),))
+    assert len(previews) == 4
+    np.testing.assert_array_equal(previews[3], image)
+
+
 def test_split_groups_work_again_after_a_failure(sd35: Driver, reference: Reference, tiny_sd35: Path) -> None:
     lost = make_request()
     outcomes = sd35.run([sd35.encode(lost, 0), sd35.denoise(lost, ALL, 0, 4, RESIDENT, CREATE, cfg_degree=2)])
@@ -118,13 +126,29 @@ def test_split_groups_work_again_after_a_failure(sd35: Driver, reference: Refere
     assert_same_image(ours, reference(tiny_sd35, request, T5_TOKENS))
 
 
-def test_without_the_third_text_encoder(tiny_sd3_without_t5: Path, reference: Reference) -> None:
-    settings = ModelSettings(path=str(tiny_sd3_without_t5), max_sequence_length=40)
+@pytest.fixture(scope="module")
+def without_t5(tiny_sd3_without_t5: Path) -> Iterator[Driver]:
+    """Two ranks, with a shorter text, that decode images of more than 256 × 256 pixels in tiles."""
+    settings = ModelSettings(path=str(tiny_sd3_without_t5), max_sequence_length=40, vae_tiling_above=256 * 256)
     driver = Driver(settings, ExecutorSettings(world_size=2))
     try:
-        driver.start()
-        request = make_request(guidance_scale=GUIDED)
-        ours = driver.generate(request, (((0,), 1), ((0, 1), 3)), split=(1,))
-        assert_same_image(ours, reference(tiny_sd3_without_t5, request, 40))
+        yield driver.start()
     finally:
         driver.stop()
+
+
+def test_without_the_third_text_encoder(without_t5: Driver, reference: Reference, tiny_sd3_without_t5: Path) -> None:
+    request = make_request(guidance_scale=GUIDED)
+    ours = without_t5.generate(request, (((0,), 1), ((0, 1), 3)), split=(1,))
+    assert_same_image(ours, reference(tiny_sd3_without_t5, request, 40))
+
+
+@pytest.mark.parametrize(("height", "width", "tiled"), [(384, 256, True), (256, 256, False)])
+def test_only_large_images_are_decoded_in_tiles(
+    without_t5: Driver, reference: Reference, tiny_sd3_without_t5: Path, height: int, width: int, tiled: bool
+) -> None:
+    request = make_request(height, width, num_steps=2)
+    ours = without_t5.generate(request, (((0, 1), 2),))
+    assert_same_image(ours, reference(tiny_sd3_without_t5, request, 40, tiled=tiled))
+    if tiled:
+        assert (ours != reference(tiny_sd3_without_t5, request, 40)).any()

@@ -53,6 +53,20 @@ def test_grpc_stream_tells_each_step_in_order_before_the_image(server: Server) -
     assert open_image(last.as_numpy("image")[0]).size == (128, 128)
 
 
+def test_previews_are_small_images_in_the_format_asked_for_and_come_in_order(server: Server) -> None:
+    fields = {"preview": True, "height": 128, "width": 256, "num_inference_steps": 6, "output_format": "webp"}
+    results, error = stream(server.grpc_url, tensors(**fields, base64=False))
+    assert error == ""
+    *progress, last = results
+    assert [metadata(result)["step"] for result in progress] == [1, 2, 3, 4, 5, 6]
+    for result in progress:
+        preview = open_image(result.as_numpy("image")[0])
+        rows, columns, _ = metadata(result)["image_shape"]
+        assert (preview.format, preview.size) == ("WEBP", (columns, rows))
+        assert rows * 2 == columns < 256
+    assert open_image(last.as_numpy("image")[0]).size == (256, 128)
+
+
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_image_comes_in_the_format_asked_for(server: Server, image_format: str) -> None:
     results, error = stream(server.grpc_url, tensors(output_format=image_format, base64=False))

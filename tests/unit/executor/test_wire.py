@@ -19,7 +19,7 @@ COMMAND = RunSegment(
     (REQUEST,),
     (HandOver(Source(SourceKind.RESIDENT), Source(SourceKind.HOST, 2)),),
 )
-FACTS = ModelFacts(64, {"attention heads": 8}, supports_negative_prompt=True, default_guidance_scale=7.0)
+FACTS = ModelFacts(141, 64, {"attention heads": 8}, supports_negative_prompt=True, default_guidance_scale=7.0)
 HEADER = wire.TensorHeader("r0", "latent", "float32", (1, 2), step=5)
 
 MESSAGES: list[wire.Message] = [

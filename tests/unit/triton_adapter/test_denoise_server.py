@@ -48,7 +48,7 @@ class Bench:
 
     def __init__(self, token: str = "secret", make_response: Callable[..., Any] | None = None) -> None:
         self.engine = FakeEngine()
-        serving = Serving(self.engine, check_resolution, {"model": "m", "text_tokens": 64})
+        serving = Serving(self.engine, check_resolution, {"model": "m", "max_sequence_length": 64})
         self.server = DenoiseServer(
             serving,
             make_response or (lambda pixels, step, text: (pixels.shape, step, json.loads(text))),
@@ -121,7 +121,7 @@ def test_duplicate_id_does_not_take_over_the_first_client() -> None:
 
 
 def test_status_joins_facts_and_state() -> None:
-    assert Bench().call("status").sent[0][0][2] == {"model": "m", "text_tokens": 64, "state": "serving"}
+    assert Bench().call("status").sent[0][0][2] == {"model": "m", "max_sequence_length": 64, "state": "serving"}
 
 
 def test_drain_needs_the_token_and_answers_when_done() -> None:

@@ -12,9 +12,9 @@ from tetriserve_backend.triton_adapter.request_checks import load_spec
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
-FLUX: dict[str, object] = {"model": "flux", "text_tokens": 512}
+FLUX: dict[str, object] = {"model": "flux", "max_sequence_length": 512}
 SD3: dict[str, object] = {
-    "model": "sd3", "text_tokens": 333, "max_sequence_length": 256, "supports_negative_prompt": True,
+    "model": "sd3", "max_sequence_length": 256, "supports_negative_prompt": True,
     "default_guidance_scale": 7.0, "max_side": 128,
 }  # fmt: skip
 

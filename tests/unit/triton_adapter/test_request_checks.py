@@ -23,8 +23,10 @@ GOOD: dict[str, Any] = {
     "latency_threshold": 5.0, "output_format": "png", "stream_progress": False, "preview": False, "is_base64": True,
     "arrival_s": 100.0,
 }  # fmt: skip
+FACTS: dict[str, object] = {"model": "m", "max_sequence_length": 64, "supports_negative_prompt": True}
 # What JSON can hold, and what Python's reader takes beyond it.
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+NUMBERS = st.integers() | st.integers(-1, 10) | st.integers(2**63 - 10, 2**63) | st.floats()
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5)
 VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
 
 
@@ -75,15 +77,18 @@ def test_missing_field_is_named(name: str) -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=400)
-@given(st.sampled_from(list(GOOD)), VALUES)
-def test_any_json_gives_a_sound_request_or_the_clients_error(name: str, value: object) -> None:
+@given(st.dictionaries(st.sampled_from(list(GOOD)), VALUES, min_size=1, max_size=3))
+def test_any_json_gives_a_sound_request_or_the_clients_error(changes: dict[str, object]) -> None:
     try:
-        spec = load_spec(json.dumps({**GOOD, name: value}), LIMITS, NOW_S)
-        fitted = fitted_to_model(spec, {"model": "m", "text_tokens": 64, "supports_negative_prompt": True}, anything)
+        spec = load_spec(json.dumps({**GOOD, **changes}), LIMITS, NOW_S)
+        fitted = fitted_to_model(
+            spec, {"model": "m", "max_sequence_length": 64, "supports_negative_prompt": True}, anything
+        )
     except InvalidRequestError:
         return
     requests = fitted.to_requests()
     assert 1 <= len(requests) == len({request.request_id for request in requests}) <= 8
+    assert [request.seed - spec.seed for request in requests] == list(range(len(requests)))
     for request in requests:
         assert_sound(request)
 

@@ -32,7 +32,11 @@ class FluxModel(FlowMatchModel):
         # xfuser would be silently wrong with a text stream that the degree does not divide.
         counts = {"attention heads": int(config.num_attention_heads), "text tokens": text_tokens}
         facts = ModelFacts(
-            text_tokens, counts, supports_negative_prompt=False, default_guidance_scale=_DEFAULT_GUIDANCE
+            text_tokens,
+            max_sequence_length=text_tokens,
+            shared_counts=counts,
+            supports_negative_prompt=False,
+            default_guidance_scale=_DEFAULT_GUIDANCE,
         )
         super().__init__(pipeline, directory, settings, device, facts)
         self._takes_guidance = bool(config.guidance_embeds)

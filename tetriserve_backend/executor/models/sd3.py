@@ -41,6 +41,7 @@ class Sd3Model(FlowMatchModel):
         facts = ModelFacts(
             # CLIP's tokens and T5's follow each other in one stream, which is padded to what the degree divides.
             text_tokens=pipeline.tokenizer_max_length + t5_tokens,
+            max_sequence_length=t5_tokens,
             shared_counts={"attention heads": int(config.num_attention_heads)},
             supports_negative_prompt=True,
             default_guidance_scale=_DEFAULT_GUIDANCE,

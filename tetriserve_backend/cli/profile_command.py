@@ -1,0 +1,203 @@
+"""`tetriserve profile`: measure a latency table on this machine's own ranks."""
+
+import asyncio
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic import ValidationError
+
+from tetriserve_backend.cli.launcher.repository import find_model_repository
+from tetriserve_backend.cli.options import parse_numbers, parse_resolutions
+from tetriserve_backend.cli.profile_progress import ProfileProgress
+from tetriserve_backend.cli.table.show import make_console, print_table
+from tetriserve_backend.domain import ConfigurationError, TetriserveError
+from tetriserve_backend.executor.model_executor import ModelExecutor
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table.document import parse_document
+from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
+from tetriserve_backend.triton_adapter.settings_sources import (
+    build_settings,
+    merge,
+    nested,
+    parse_assignment,
+    read_settings_file,
+)
+from tetriserve_profiling.facts import identity_of, modes_of
+from tetriserve_profiling.partial_file import PartialFile
+from tetriserve_profiling.profiler import Profiler, Progress
+from tetriserve_profiling.record import Identity
+from tetriserve_profiling.schedule import list_work
+from tetriserve_profiling.settings import MAX_REPEATS, MAX_WARMUP, ProfileSettings, default_resolutions
+from tetriserve_profiling.work import StepWork, Work
+
+_EXIT_FAILED: Final = 1
+_EXIT_WRONG_INPUT: Final = 2
+_EXIT_INTERRUPTED: Final = 130
+_TABLES: Final = Path("denoise") / "latency_tables"
+_UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
+_NOT_ABOUT_TIME: Final = {"path", "local_files_only", "device", "dtype"}
+"""Settings of a model that its times do not depend on, or that a table has keys of its own for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What was asked for. `out` and `resolutions` may be left to the machine."""
+
+    server: ServerSettings
+    resolutions: tuple[tuple[int, int], ...] | None
+    batches: tuple[int, ...]
+    degrees: tuple[int, ...] | None
+    repeats: int
+    warmup: int
+    out: Path | None
+    resume: bool
+
+
+def profile(
+    *,
+    model: Annotated[str | None, typer.Option(help="An embedded model, a diffusers folder, or a hub id.")] = None,
+    resolutions: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH, with commas between; default: by device.")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Images that share a step, with commas between.")] = "1,2,4",
+    degrees: Annotated[
+        str | None, typer.Option(help="Ranks that share a step, with commas between; default: all possible.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=2, max=MAX_REPEATS, help="Samples of each entry.")] = 20,
+    warmup: Annotated[int, typer.Option(min=1, max=MAX_WARMUP, help="Unmeasured runs before the first sample.")] = 3,
+    world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Table to write; default: into the model repository.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file with settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.dtype=float16.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Take up a profile that was interrupted, or start anew.")
+    ] = True,
+) -> None:
+    """Measure seconds per step by resolution, batch and degree, encodes, decodes, dispatch and hand-over.
+
+    What is measured is kept beside the table as it grows: after Ctrl-C or a crash, the same command goes on.
+
+    Exit status: 0 done; 1 it could not be measured; 2 wrong options or files; 130 interrupted.
+    """
+    with ProfileProgress() as view:
+        try:
+            options: dict[str, object] = {"model.path": model, "executor.world_size": world_size}
+            job = _Job(
+                _settings(config, assignments or [], options),
+                parse_resolutions("--resolutions", resolutions) if resolutions else None,
+                parse_numbers("--batches", batches),
+                parse_numbers("--degrees", degrees) if degrees else None,
+                repeats,
+                warmup,
+                out,
+                resume,
+            )
+            table = asyncio.run(_profile(job, view))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            view.say("interrupted; the same command goes on from here")
+            raise typer.Exit(_EXIT_INTERRUPTED) from None
+        except (TetriserveError, OSError) as error:
+            view.say(str(error))
+            is_input = isinstance(error, ConfigurationError | OSError)
+            raise typer.Exit(_EXIT_WRONG_INPUT if is_input else _EXIT_FAILED) from error
+    print_table(parse_document(table.to_dict(), "measured"), make_console())
+
+
+async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    executor = ModelExecutor.alone(job.server.model, job.server.executor)
+    view.say(f"starting the ranks with {job.server.model.path}")
+    await executor.start()
+    try:
+        return await _measure(job, executor, view)
+    finally:
+        await executor.shutdown()
+
+
+async def _measure(job: _Job, executor: XditExecutor, view: ProfileProgress) -> LatencyTable:
+    settings = _profile_settings(job, executor.device)
+    identity = identity_of(executor, _what_times_depend_on(job.server, settings))
+    target = job.out or find_model_repository() / _TABLES / table_name(identity)
+    partial = PartialFile(target, identity)
+    if not job.resume:
+        partial.remove()
+    record = partial.load()
+    work = list_work(settings, modes_of(executor))
+    # Now rather than after the first measurements: the file may not be writable.
+    partial.save(record)
+    had = sum(record.counts().values())
+    view.say(
+        f"profiling {identity.model} on {identity.world_size} × {identity.device}, {len(work)} entries, into {target}"
+        + (f"; {had} samples are there already" if had else "")
+    )
+
+    def note(progress: Progress) -> None:
+        partial.save(record)
+        view.show(progress)
+
+    profiler = Profiler(executor, settings, record, note)
+    await profiler.measure(work)
+    moves = await profiler.measure_moves(_degrees(work, record.absent))
+    table = LatencyTable.from_dict(record.document(identity, work, moves), str(target))
+    table.save(target)
+    partial.remove()
+    view.say(f"wrote {target}; look at it with: tetriserve table check {target}")
+    return table
+
+
+def table_name(identity: Identity) -> str:
+    """The file of a table in the model repository: one for each model, machine and dtype."""
+    parts = (Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype)
+    return "-".join(_UNSAFE.sub("_", part).strip("_") for part in parts) + ".latency.json"
+
+
+def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
+    """Option > --set > file > default; a model's folder becomes absolute, as a server names it."""
+    layers = [read_settings_file(config)] if config else []
+    layers += [parse_assignment(text) for text in assignments]
+    layers += [nested(key, value) for key, value in options.items() if value is not None]
+    settings = build_settings(merge(layers))
+    folder = Path(settings.model.path)
+    if not folder.is_dir():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(folder.absolute())})})
+
+
+def _profile_settings(job: _Job, device: str) -> ProfileSettings:
+    configured = tuple(parse_resolution(text) for text in job.server.quick_resolutions or ())
+    try:
+        return ProfileSettings(
+            resolutions=job.resolutions or configured or default_resolutions(device),
+            batches=job.batches,
+            degrees=job.degrees,
+            repeats=job.repeats,
+            warmup=job.warmup,
+        )
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(item["msg"] for item in error.errors(include_url=False))) from error
+
+
+def _what_times_depend_on(server: ServerSettings, settings: ProfileSettings) -> dict[str, Any]:
+    return {
+        **server.model.model_dump(mode="json", exclude=_NOT_ABOUT_TIME),
+        "threads_per_rank": server.executor.threads_per_rank,
+        "profile": settings.model_dump(mode="json"),
+    }
+
+
+def _degrees(work: Sequence[Work], absent: dict[Work, str]) -> list[int]:
+    """At which a single image was measured, ascending."""
+    steps = (one for one in work if isinstance(one, StepWork) and one not in absent)
+    return sorted({step.sp for step in steps if step.batch == 1 and step.cfg == 1})

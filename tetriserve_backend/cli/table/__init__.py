@@ -1,0 +1,1 @@
+"""`tetriserve table`: look at latency tables, check them, compare them, make them."""

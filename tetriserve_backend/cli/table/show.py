@@ -1,0 +1,102 @@
+"""`tetriserve table show`: a latency table for people."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tetriserve_backend.cli.table.files import explained_errors, read_document
+from tetriserve_backend.cli.table.findings import cv_of
+from tetriserve_backend.cli.table.grid import Grid, grids_of
+from tetriserve_backend.latency_table.document import TableDocument
+
+_PLAIN_WIDTH = 160
+
+
+def show(
+    *,
+    file: Annotated[Path, typer.Argument(help="Latency table (*.latency.json).", show_default=False)],
+    heat_map: Annotated[
+        Path | None, typer.Option(help="Also draw step time, speed-up and efficiency to this PNG.")
+    ] = None,
+) -> None:
+    """Print step times with their speed-ups and efficiencies, encode and decode times, dispatch and hand-over.
+
+    Exit status: 0 done; 2 a file that the server would refuse, or a picture that cannot be written.
+    """
+    with explained_errors():
+        document = read_document(file)
+        print_table(document, make_console())
+        if heat_map is not None:
+            from tetriserve_backend.cli.table.heat_map import draw_heat_map  # noqa: PLC0415  (matplotlib is slow)
+
+            print(draw_heat_map(document, heat_map))
+
+
+def make_console() -> Console:
+    """Wide where nobody looks, so that lines stay whole."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def print_table(document: TableDocument, console: Console) -> None:
+    """All of a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in document.software.items())
+    console.print(
+        f"{document.model} on {document.world_size} × {document.device}, {document.dtype}, {document.source}"
+        + (f", {document.text_tokens} text tokens" if document.text_tokens else "")
+        + (f"\n{versions}" if versions else "")
+    )
+    for grid in grids_of(document):
+        console.print(_steps(grid))
+    console.print(_stages(document))
+    for line in hand_over_lines(document):
+        console.print(line)
+
+
+def hand_over_lines(document: TableDocument) -> Iterator[str]:
+    """What it costs to move a latent between placements, a line per move."""
+    for item in (document.model_extra or {}).get("hand_over", []):
+        yield (
+            f"hand-over {item['height']}x{item['width']} from {item['from']} to {item['to']}: "
+            f"{1e3 * item['seconds']:.3f} ms, {item['share_of_step']:.3%} of a step "
+            f"({1e3 * item['between_seconds']:.3f} ms between the segments)"
+        )
+
+
+def _steps(grid: Grid) -> Table:
+    table = Table(title=f"{grid.title}: ms (speed-up, efficiency; cv)")
+    table.add_column("resolution", no_wrap=True)
+    for column in grid.columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for shape, row in grid.rows():
+        table.add_row(f"{shape[0]}x{shape[1]}", *(_cell(grid, shape, column) for column in row))
+    return table
+
+
+def _cell(grid: Grid, shape: tuple[int, int], column: int) -> str:
+    entry = grid.at(shape, column)
+    if entry is None:
+        return "—"
+    text = f"{1e3 * entry.seconds:.1f}"
+    speed_up = grid.speed_up(shape, column)
+    notes = [] if speed_up is None else [f"×{speed_up:.2f}, {speed_up / grid.ranks[column]:.0%}"]
+    notes += [] if (cv := cv_of(entry)) is None else [f"cv {cv:.1%}"]
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _stages(document: TableDocument) -> Table:
+    table = Table(title="on one rank: ms (cv)")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("ms", justify="right")
+    rows: Sequence[tuple[str, float, float | None]] = [
+        *((f"encode batch {e.batch}", e.seconds, cv_of(e)) for e in document.encode),
+        *((f"decode {e.height}x{e.width}", e.seconds, cv_of(e)) for e in document.decode),
+        ("dispatch of a segment", document.dispatch_seconds, None),
+    ]
+    for name, seconds, cv in rows:
+        table.add_row(name, f"{1e3 * seconds:.2f}" + ("" if cv is None else f" ({cv:.1%})"))
+    return table
