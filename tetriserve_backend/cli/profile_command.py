@@ -126,7 +126,7 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
         await executor.shutdown()
 
 
-async def _measure(job: _Job, executor: XditExecutor, view: ProfileProgress) -> LatencyTable:
+async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) -> LatencyTable:
     settings = _profile_settings(job, executor.device)
     identity = identity_of(executor, _what_times_depend_on(job.server, settings))
     target = job.out or find_model_repository() / _TABLES / table_name(identity)

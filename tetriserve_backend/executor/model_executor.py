@@ -63,7 +63,7 @@ class ModelExecutor:
         await self.ranks.start()
         if not self._name:
             try:
-                self._learn(await self.ranks.load_model(self.model_name, self._model))
+                self._learn(await self.ranks.load_model(await self.ranks.find_model(self.model_name, self._model)))
             except BaseException:
                 await self.ranks.shutdown()
                 raise
@@ -98,7 +98,7 @@ class ModelExecutor:
 
     def _learn(self, loaded: LoadedModel) -> None:
         ranks = self.ranks
-        self._name, self.model_directory = loaded.name, loaded.directory
-        self.dtype, self.facts = loaded.dtype, loaded.facts
+        self._name, self.model_directory = loaded.spec.name, Path(loaded.spec.directory)
+        self.dtype, self.facts = loaded.spec.dtype, loaded.facts
         self.device, self.device_name, self.device_names = ranks.device, ranks.device_name, ranks.device_names
         self.world_size, self.software = ranks.world_size, ranks.software

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,17 +39,9 @@ _WATCH_PERIOD_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that every rank holds.
+    """A model that every rank holds, and what they know of it."""
 
-    Attributes:
-        name: as `Segment.model`.
-        directory: where it was found.
-        dtype: decided, not `auto`.
-    """
-
-    name: str
-    directory: Path
-    dtype: str
+    spec: ModelSpec
     facts: ModelFacts
 
 
@@ -108,26 +99,33 @@ class XditExecutor:
             raise
         self._watch = asyncio.create_task(self._watch_over())
 
-    async def load_model(self, name: str, model: ModelSettings) -> LoadedModel:
-        """Have every rank load a model. Each does it in one go, between two segments: best while nothing else runs.
+    async def find_model(self, name: str, model: ModelSettings) -> ModelSpec:
+        """Where a model is, made or fetched where that is allowed, and how the ranks would load it.
 
         Raises:
-            ConfigurationError: there is no such model, one of that name is loaded, it does not fit, or a rank
-                cannot load it; the ranks go on with the models that they have.
-            ServerError: the ranks took too long, or are beyond repair.
+            ConfigurationError: there is no such model, it is not for this device, or it does not fit.
         """
         dtype = decide_dtype(model, self.device)
         directory = await asyncio.to_thread(resolve_directory, model)
         if self.device == "cpu":
             check_host_memory(directory, model, dtype, self.world_size)
-        spec = ModelSpec(name, str(directory), model, dtype)
+        return ModelSpec(name, str(directory), model, dtype)
+
+    async def load_model(self, spec: ModelSpec) -> LoadedModel:
+        """Have every rank load a model. Each does it in one go, between two segments: best while nothing else runs.
+
+        Raises:
+            ConfigurationError: a rank cannot load it, or one of that name is loaded; the ranks go on with the
+                models that they have.
+            ServerError: the ranks took too long, or are beyond repair.
+        """
         started_s = time.monotonic()
         try:
             facts = await self._shelf.load(spec, range(self.world_size), self._settings.start_timeout_s)
         finally:
-            self._load_times_s[name] = time.monotonic() - started_s
+            self._load_times_s[spec.name] = time.monotonic() - started_s
             self._tell_pool()
-        return LoadedModel(name, directory, dtype, facts)
+        return LoadedModel(spec, facts)
 
     async def unload_model(self, name: str) -> None:
         """Have no rank hold a model any more, after all of its segments that were sent; frees its memory."""
