@@ -12,7 +12,7 @@ PERF_ARGS ?=
 LOAD_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo serve test lint format check-types perf load bench-overhead lock clean
+.PHONY: help demo serve test lint format check-types perf load bench-live bench-overhead lock clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -48,6 +48,9 @@ perf: $(VENV)/.base  ## Triton's perf_analyzer against a server of its own
 
 load: $(VENV)/.dev  ## locust against a server of its own, on-time ratio printed
 	@$(BIN)/python clients/load.py $(LOAD_ARGS)
+
+bench-live: $(VENV)/.base  ## every policy on two real ranks, beside each other and beside the simulator
+	@$(BIN)/tetriserve bench profiling/benchmarks/live-2ranks.yaml --fresh $(BENCH_ARGS)
 
 bench-overhead: $(VENV)/.base  ## what serving costs beside the bare model, gaps, time per decision
 	@$(BIN)/tetriserve bench-overhead $(BENCH_ARGS)

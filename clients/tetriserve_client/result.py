@@ -33,7 +33,11 @@ ProgressCallback: TypeAlias = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class SegmentReport:
-    """One piece of the work on an image; times in seconds since the request's arrival at the server."""
+    """One piece of the work on an image; times in seconds since the request's arrival at the server.
+
+    Where `cfg_degree` is 2 each pass of classifier-free guidance had `sp_degree` ranks of its own. `batch_size`
+    requests were in it together.
+    """
 
     kind: str
     sp_degree: int
@@ -41,6 +45,8 @@ class SegmentReport:
     steps: int
     start_s: float
     duration_s: float
+    cfg_degree: int = 1
+    batch_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class ImageResult:
                 steps=int(entry["steps"]),
                 start_s=float(entry["start_s"]),
                 duration_s=float(entry["duration_s"]),
+                cfg_degree=int(entry["cfg_degree"]),
+                batch_size=int(entry["batch_size"]),
             )
             for entry in self.metadata["segments"]
         )

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.timeline_check import find_problems
+from tetriserve_backend.cli.timeline_check import find_problems
 from tetriserve_client.local_server import LocalServer
 
 START_TIMEOUT_S = 300.0

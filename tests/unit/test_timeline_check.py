@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.timeline_check import find_problems
+from tetriserve_backend.cli.timeline_check import find_problems, find_trace_problems
 
 
 def work(segment, gpus, cat, ts, dur, first=None, steps=None, request="r0"):
@@ -57,3 +57,11 @@ def test_each_broken_promise_is_named(change, problem):
     events = good()
     change(events)
     assert any(problem in found for found in find_problems(events, 2)), find_problems(events, 2)
+
+
+def test_a_timeline_must_hold_each_request_of_its_trace_with_its_deadline():
+    events = [instant("arrive", 1000, deadline_us=501_000)]
+    assert find_trace_problems(events, {"r0": 0.5}) == []
+    assert find_trace_problems(events, {"r0": 0.6}) == ["r0: its deadline is not arrival + SLO"]
+    assert find_trace_problems(events, {"r0": 0.5, "r1": 1.0}) == ["r1: arrived 0 times"]
+    assert find_trace_problems(events, {}) == ["r0: not in the trace"]

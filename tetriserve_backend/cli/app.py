@@ -16,6 +16,7 @@ _SUBCOMMANDS: Final = {
     "workload": Subcommand("tetriserve_backend.cli.make_workload", "workload"),
     "sweep": Subcommand("tetriserve_backend.cli.sweep", "sweep"),
     "report": Subcommand("tetriserve_backend.cli.draw_report", "report"),
+    "bench": Subcommand("tetriserve_backend.cli.bench.command", "bench"),
     "bench-overhead": Subcommand("tetriserve_backend.cli.overhead.command", "bench_overhead"),
 }
 

@@ -8,15 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tetriserve_backend.cli.reporting.page import Picture, write_page
-from tetriserve_backend.cli.reporting.summary_figures import (
-    AGAINST_RATE,
-    AGAINST_SLO_SCALE,
-    draw_attainment,
-    draw_latency_cdf,
-    draw_resolutions,
-)
-from tetriserve_backend.cli.reporting.timeline_figures import draw_gantt, draw_over_time
+from tetriserve_backend.cli.reporting.page import write_page
+from tetriserve_backend.cli.reporting.pictures import best_first, summary_pictures, timeline_pictures
 from tetriserve_backend.cli.timeline_view import TimelineView
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.simulator.summary import Summary
@@ -39,12 +32,12 @@ def report(
     Exit status: 0 done; 2 a file is missing or broken.
     """
     try:
-        read = _best_first([read_summary(path) for path in _summary_files(summaries or [])])
+        read = best_first([read_summary(path) for path in _summary_files(summaries or [])])
         views = {_name_of(path): TimelineView.load(path) for path in timeline or []}
         if not read and not views:
             raise ConfigurationError("report: expected at least one summary or timeline")
         out.mkdir(parents=True, exist_ok=True)
-        pictures = [*_summary_pictures(read, out), *_timeline_pictures(views, out)]
+        pictures = [*summary_pictures(read, out), *timeline_pictures(views, out)]
         write_page(out / "report.html", read, pictures)
     except (ConfigurationError, OSError, ValueError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
@@ -72,44 +65,5 @@ def _summary_files(given: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _best_first(summaries: Sequence[Summary]) -> list[Summary]:
-    """By policy, the one that serves most in time first; so tables, legends and colours have one order."""
-    on_time: dict[str, int] = {}
-    for summary in summaries:
-        on_time[summary.policy] = on_time.get(summary.policy, 0) + summary.on_time
-    return sorted(summaries, key=lambda summary: (-on_time[summary.policy], summary.policy))
-
-
 def _name_of(path: Path) -> str:
     return path.name.removesuffix(".json").removesuffix(".timeline")
-
-
-def _summary_pictures(summaries: Sequence[Summary], out: Path) -> Iterator[Picture]:
-    if not summaries:
-        return
-    caption = "Share of all requests that finished by their deadline; means over seeds."
-    for against, heading in (
-        (AGAINST_SLO_SCALE, "SLO attainment against SLO scale"),
-        (AGAINST_RATE, "SLO attainment against rate"),
-    ):
-        path = draw_attainment(summaries, against, out)
-        if path is not None:
-            yield Picture(path, heading, caption)
-    yield Picture(
-        draw_resolutions(summaries, out), "SLO attainment by resolution", "Over all runs of a mix; height × width."
-    )
-    yield Picture(
-        draw_latency_cdf(summaries, out),
-        "Latency",
-        "Share of finished requests that took at most so long, over all runs.",
-    )
-
-
-def _timeline_pictures(views: dict[str, TimelineView], out: Path) -> Iterator[Picture]:
-    if not views:
-        return
-    caption = "Mean degree of the denoising that runs, share of the GPUs at work, and attainment by time of arrival."
-    yield Picture(draw_over_time(views, out), "Over time", caption)
-    for name, view in views.items():
-        caption = "Above, each request from arrival to end with its deadline; below, what each GPU did."
-        yield Picture(draw_gantt(name, view, out), f"Schedule: {name}", caption)

@@ -26,10 +26,15 @@ class Outcome:
 
 
 def describe_degrees(segments: Sequence[SegmentReport]) -> str:
-    """The sequence-parallel degree of each denoise segment in order, such as `1 1 2×3`: three in a row at 2."""
-    degrees = [segment.sp_degree for segment in segments if segment.kind == "denoise"]
+    """The degree of each denoise segment in order, such as `1 1 2×3 1+1`.
+
+    That is three in a row at sequence-parallel degree 2, then one with a rank for each pass of the guidance.
+    """
+    degrees = [
+        "+".join([str(segment.sp_degree)] * segment.cfg_degree) for segment in segments if segment.kind == "denoise"
+    ]
     runs = [(degree, len(list(run))) for degree, run in groupby(degrees)]
-    return " ".join(f"{degree}" if count == 1 else f"{degree}×{count}" for degree, count in runs)
+    return " ".join(degree if count == 1 else f"{degree}×{count}" for degree, count in runs)
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:

@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
 from tetriserve_backend.executor.home import tetriserve_home
 from tetriserve_backend.latency_table import LatencyTable
@@ -57,8 +57,8 @@ def sweep(
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
     if out is not None:
         write_summaries(results, out)
-    console.print(cell_table(results))
-    console.print(mean_table(results))
+    console.print(cell_sheet(results).to_rich())
+    console.print(mean_sheet(results).to_rich())
 
 
 def write_summaries(results: Sequence[CellResult], folder: Path) -> None:
@@ -70,7 +70,7 @@ def write_summaries(results: Sequence[CellResult], folder: Path) -> None:
             (folder / f"c{number:03d}.{summary.policy}.summary.json").write_text(text, encoding="utf-8")
 
 
-def cell_table(results: Sequence[CellResult]) -> Table:
+def cell_sheet(results: Sequence[CellResult]) -> Sheet:
     """A row per workload, its seeds averaged; a column per policy."""
     rows: dict[tuple[str, str, str], list[CellResult]] = {}
     for result in results:
@@ -79,30 +79,26 @@ def cell_table(results: Sequence[CellResult]) -> Table:
         key = (str(labels["mix"]), scales, f"{labels['rate_per_minute']:g}")
         rows.setdefault(key, []).append(result)
     seeds = len({result.workload.seed for result in results})
-    table = _table(f"SLO attainment, mean of {seeds} seed(s)", ["mix", "SLO scale", "per minute"], results)
-    for key, group in rows.items():
-        table.add_row(*key, *_figures(group))
-    return table
+    body = tuple((*key, *_figures(group)) for key, group in rows.items())
+    keys = ("mix", "SLO scale", "per minute")
+    return Sheet(f"SLO attainment, mean of {seeds} seed(s)", _headings(keys, results), body)
 
 
-def mean_table(results: Sequence[CellResult]) -> Table:
+def mean_sheet(results: Sequence[CellResult]) -> Sheet:
     """Means over the grid: per rate, over all cells, and over all cells as a share of the mean bound."""
-    table = _table("means over the grid", ["per minute"], results)
+    rows: list[tuple[str, ...]] = []
     for rate in sorted({result.workload.rate_per_minute for result in results}):
-        table.add_row(f"{rate:g}", *_figures([r for r in results if r.workload.rate_per_minute == rate]))
-    table.add_row("all", *_figures(results))
+        rows.append((f"{rate:g}", *_figures([r for r in results if r.workload.rate_per_minute == rate])))
+    rows.append(("all", *_figures(results)))
     bound = _mean_bound(results)
     if bound:
         columns = zip(*(result.summaries for result in results), strict=True)
-        table.add_row("of bound", "", *(f"{_mean(column) / bound:.3f}" for column in columns))
-    return table
+        rows.append(("of bound", "", *(f"{_mean(column) / bound:.3f}" for column in columns)))
+    return Sheet("means over the grid", _headings(("per minute",), results), tuple(rows))
 
 
-def _table(title: str, keys: Sequence[str], results: Sequence[CellResult]) -> Table:
-    table = Table(title=title)
-    for heading in [*keys, "bound", *(summary.policy for summary in results[0].summaries)]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def _headings(keys: Sequence[str], results: Sequence[CellResult]) -> tuple[str, ...]:
+    return (*keys, "bound", *(summary.policy for summary in results[0].summaries))
 
 
 def _figures(results: Sequence[CellResult]) -> list[str]:

@@ -65,7 +65,7 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecord:
-    """A finished segment as the answer's metadata tells it."""
+    """A finished segment as the answer's metadata tells it; `batch_size` requests shared it, see `Segment`."""
 
     kind: str
     ranks: tuple[int, ...]
@@ -73,6 +73,8 @@ class SegmentRecord:
     num_steps: int
     start_s: float
     end_s: float
+    batch_size: int = 1
+    cfg_degree: int = 1
 
 
 @dataclass(frozen=True, slots=True)

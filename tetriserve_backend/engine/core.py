@@ -232,7 +232,16 @@ class EngineCore:
             self._backlog.update(state)
             ranks, kind = segment.placement.ranks, segment.kind.value
             state.records.append(
-                SegmentRecord(kind, ranks, part.first_step, part.num_steps, event.start_s, event.end_s)
+                SegmentRecord(
+                    kind,
+                    ranks,
+                    part.first_step,
+                    part.num_steps,
+                    event.start_s,
+                    event.end_s,
+                    segment.batch_size,
+                    segment.cfg_degree,
+                )
             )
             if state.rolling_back and not self._ledger.depth(part.request_id):
                 self._roll_back(state, now_s)

@@ -17,6 +17,9 @@ class ModelSettings(BaseModel):
         max_sequence_length: T5's tokens of each prompt; None takes what diffusers does (512 for FLUX.1, 256 for
             Stable Diffusion 3), or less where the model's tokenizer allows less.
         load_t5: false leaves the third and largest text encoder of Stable Diffusion 3 out; its images suffer a little.
+        text_encoder_ranks: how many ranks, the first ones, keep the text encoders in device memory (CUDA only). The
+            others share one copy in host memory, from which they bring each layer for each prompt: that is slower, and
+            the latency table does not know. None means all.
         vae_tiling_above: images of more pixels are decoded in overlapping tiles, which need less memory and
             differ a little where they meet; None never does.
         compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start.
@@ -31,6 +34,7 @@ class ModelSettings(BaseModel):
     attention_backend: str = Field(default="auto", min_length=1)
     max_sequence_length: int | None = Field(default=None, ge=1, le=512)
     load_t5: bool = True
+    text_encoder_ranks: int | None = Field(default=None, ge=0)
     vae_tiling_above: int | None = Field(default=2048 * 2048, ge=1)
     compile: bool = False
 
@@ -41,6 +45,8 @@ class ExecutorSettings(BaseModel):
     Attributes:
         world_size: ranks; None means 2 on CPU and every visible GPU on CUDA.
         threads_per_rank: intra-op threads of each rank (CPU only).
+        pin_ranks: each rank keeps to `threads_per_rank` cores of its own (CPU only), so that the times of its steps
+            are steadier; for a machine that does nothing else.
         group_timeout_s: a collective that takes longer fails its group.
         segment_timeout_s: a segment that runs longer gets its ranks killed; one of known length much sooner.
         start_timeout_s: at the start of the server, loading the model and forming the groups must end within this.
@@ -54,6 +60,7 @@ class ExecutorSettings(BaseModel):
 
     world_size: int | None = Field(default=None, ge=1)
     threads_per_rank: int = Field(default=1, ge=1)
+    pin_ranks: bool = False
     group_timeout_s: float = Field(default=60.0, gt=0)
     segment_timeout_s: float = Field(default=120.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)

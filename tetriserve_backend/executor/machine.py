@@ -1,10 +1,11 @@
 """What this machine has to compute with, and what the settings make of it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.executor.config import ModelSettings
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 
 _CPU_WORLD_SIZE = 2
 _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
@@ -23,7 +24,7 @@ def surely_without_gpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in _GPU_DEVICE_FILES))
 
 
-def inspect_machine(device: str, world_size: int | None) -> Machine:
+def inspect_machine(device: str, executor: ExecutorSettings) -> Machine:
     """Decide what `auto` and None leave open.
 
     Raises:
@@ -33,9 +34,15 @@ def inspect_machine(device: str, world_size: int | None) -> Machine:
     device = device if device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:
         raise ConfigurationError("model.device: 'cuda', but no GPU is visible; allowed here: auto, cpu")
-    world_size = world_size or (gpus if device == "cuda" else _CPU_WORLD_SIZE)
+    world_size = executor.world_size or (gpus if device == "cuda" else _CPU_WORLD_SIZE)
     if device == "cuda" and world_size > gpus:
         raise ConfigurationError(f"executor.world_size: {world_size}; allowed: 1 to {gpus}, the visible GPUs")
+    cores = len(os.sched_getaffinity(0))
+    if device == "cpu" and executor.pin_ranks and world_size * executor.threads_per_rank > cores:
+        raise ConfigurationError(
+            f"executor.pin_ranks: {world_size} ranks of {executor.threads_per_rank} threads; allowed: as many as there "
+            f"are cores, {cores}"
+        )
     return Machine(device, world_size)
 
 

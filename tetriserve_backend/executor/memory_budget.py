@@ -1,7 +1,8 @@
 """Whether a model fits into memory, before minutes are spent on loading it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import psutil
@@ -11,19 +12,47 @@ from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.stored_weights import PartWeights, read_weights
 
 _GIB = 1 << 30
-_T5_OF_SD3 = "text_encoder_3"
+_T5_OF_SD3, _ENCODERS = "text_encoder_3", "text_encoder"
 # Least room for activations, communication buffers and the libraries; what a batch needs, profiling finds.
 _DEVICE_ROOM, _RANK_ROOM = 1 * _GIB, 64 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
-Need = Callable[[Sequence[PartWeights], str], int]
-"""Bytes that parts need when they are computed with in a dtype."""
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is loaded, and how, by settings of these names."""
+
+    dtype: str
+    load_t5: bool
+    keeps_text_encoders: bool = True
+
+    def parts(self, stored: Sequence[PartWeights]) -> list[PartWeights]:
+        """Those of all stored parts that are loaded."""
+        return [
+            part
+            for part in stored
+            if (self.load_t5 or part.name != _T5_OF_SD3)
+            and (self.keeps_text_encoders or not part.name.startswith(_ENCODERS))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """A device, its free bytes, and whether its rank keeps the text encoders there."""
+
+    device: str
+    free_bytes: int
+    keeps_text_encoders: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    free_bytes: int
+    """Free bytes of some memory, what a layout needs of it, and which settings could change that."""
+
     where: str
+    free_bytes: int
+    need: Callable[[Layout], int]
+    ways_out: Mapping[str, Callable[[Layout], Layout]]
 
 
 def check_host_memory(
@@ -43,52 +72,63 @@ def check_host_memory(
     Raises:
         ConfigurationError: it does not fit; says what would.
     """
+    stored = read_weights(directory)
 
-    def need(parts: Sequence[PartWeights], as_dtype: str) -> int:
-        copies = [(1 if part.is_mapped_as(as_dtype) else ranks) * part.loaded_bytes(as_dtype) for part in parts]
+    def need(layout: Layout) -> int:
+        parts = layout.parts(stored)
+        copies = [(1 if p.is_mapped_as(layout.dtype) else ranks) * p.loaded_bytes(layout.dtype) for p in parts]
         return sum(copies) + ranks * _RANK_ROOM
 
-    room = _Room(_free_host_bytes() if free_bytes is None else free_bytes, "this machine")
-    _check(directory, settings, dtype, need, room)
+    free_bytes = _free_host_bytes() if free_bytes is None else free_bytes
+    _check(directory, stored, Layout(dtype, settings.load_t5), _Room("this machine", free_bytes, need, _WAYS_OUT))
 
 
-def check_device_memory(directory: Path, settings: ModelSettings, dtype: str, free_bytes: int, device: str) -> None:
-    """Check that one rank can load the model onto `device`, of which `free_bytes` are free.
+def check_device_memory(directory: Path, settings: ModelSettings, dtype: str, memory: DeviceMemory) -> None:
+    """Check that one rank can load the model onto its device.
 
     Raises:
         ConfigurationError: it does not fit; says what would.
     """
-
-    def need(parts: Sequence[PartWeights], as_dtype: str) -> int:
-        return sum(part.loaded_bytes(as_dtype) for part in parts) + _DEVICE_ROOM
-
-    _check(directory, settings, dtype, need, _Room(free_bytes, device))
-
-
-def _check(directory: Path, settings: ModelSettings, dtype: str, need: Need, room: _Room) -> None:
     stored = read_weights(directory)
-    parts = [part for part in stored if settings.load_t5 or part.name != _T5_OF_SD3]
-    needed = need(parts, dtype)
+
+    def need(layout: Layout) -> int:
+        return sum(part.loaded_bytes(layout.dtype) for part in layout.parts(stored)) + _DEVICE_ROOM
+
+    ways_out = {**_WAYS_OUT, "model.text_encoder_ranks: 0": lambda layout: replace(layout, keeps_text_encoders=False)}
+    layout = Layout(dtype, settings.load_t5, memory.keeps_text_encoders)
+    _check(directory, stored, layout, _Room(memory.device, memory.free_bytes, need, ways_out))
+
+
+_WAYS_OUT: Mapping[str, Callable[[Layout], Layout]] = {
+    "model.dtype: bfloat16": lambda layout: replace(layout, dtype="bfloat16"),
+    "model.load_t5: false": lambda layout: replace(layout, load_t5=False),
+}
+
+
+def _check(directory: Path, stored: Sequence[PartWeights], layout: Layout, room: _Room) -> None:
+    needed = room.need(layout)
     if needed <= room.free_bytes:
         return
-    sizes = ", ".join(f"{part.name} {_gib(part.loaded_bytes(dtype))}" for part in parts)
+    sizes = ", ".join(f"{part.name} {_gib(part.loaded_bytes(layout.dtype))}" for part in layout.parts(stored))
     raise ConfigurationError(
-        f"{directory}: {_gib(needed)} needed in {dtype} ({sizes}), {_gib(room.free_bytes)} free on {room.where}; "
-        f"what would fit: {_what_would_fit(parts, dtype, need, room.free_bytes)}"
+        f"{directory}: {_gib(needed)} needed in {layout.dtype} ({sizes}), {_gib(room.free_bytes)} free on "
+        f"{room.where}; what would fit: {_what_would_fit(layout, room)}"
     )
 
 
-def _what_would_fit(parts: Sequence[PartWeights], dtype: str, need: Need, free_bytes: int) -> str:
-    without_t5 = [part for part in parts if part.name != _T5_OF_SD3]
-    choices = [("model.dtype: bfloat16", parts, "bfloat16")] if dtype == "float32" else []
-    if len(without_t5) < len(parts):
-        choices += [
-            ("model.load_t5: false", without_t5, dtype),
-            ("model.dtype: bfloat16 with model.load_t5: false", without_t5, "bfloat16"),
-        ]
-    needs = [(name, need(chosen, as_dtype)) for name, chosen, as_dtype in choices]
-    fitting = [f"{name} ({_gib(size)})" for name, size in needs if size <= free_bytes]
-    return " or ".join(fitting) or "more free memory or a smaller model"
+def _what_would_fit(layout: Layout, room: _Room) -> str:
+    """The settings of which the fewest need to change."""
+    for count in range(1, len(room.ways_out) + 1):
+        fitting = {}
+        for names in combinations(room.ways_out, count):
+            changed = layout
+            for name in names:
+                changed = room.ways_out[name](changed)
+            if room.need(changed) <= room.free_bytes:
+                fitting[" with ".join(names)] = room.need(changed)
+        if fitting:
+            return " or ".join(f"{names} ({_gib(needed)})" for names, needed in fitting.items())
+    return "more free memory or a smaller model"
 
 
 def _free_host_bytes() -> int:

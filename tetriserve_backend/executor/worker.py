@@ -154,6 +154,10 @@ def _claim_device(spec: RankSpec) -> torch.device:
         torch.cuda.set_device(spec.rank)
         return torch.device("cuda", spec.rank)
     torch.set_num_threads(spec.threads)
+    if spec.is_pinned:
+        # Before any thread is started: those of the process groups stay on these cores too.
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[spec.rank * spec.threads : (spec.rank + 1) * spec.threads])
     return torch.device("cpu")
 
 

@@ -33,6 +33,7 @@ class RankSpec:
         store_port: the parent's rendezvous store, on the loopback interface.
         device: decided, not `auto`.
         models: what it is to hold from the start.
+        is_pinned: keeps to cores of its own.
     """
 
     rank: int
@@ -44,6 +45,7 @@ class RankSpec:
     threads: int
     group_timeout_s: float
     start_timeout_s: float
+    is_pinned: bool = False
     models: tuple[ModelSpec, ...] = ()
 
 

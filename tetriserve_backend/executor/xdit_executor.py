@@ -233,7 +233,7 @@ class XditExecutor:
         # What the ranks import takes seconds, and so does torch here: at once, where the device is plain.
         early = surely_without_gpu(self.device)
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
-        machine = await asyncio.to_thread(inspect_machine, self.device, settings.world_size)
+        machine = await asyncio.to_thread(inspect_machine, self.device, settings)
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(host_rendezvous)
@@ -243,7 +243,7 @@ class XditExecutor:
             RankSpec(
                 rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=self._rendezvous.port,
                 device=machine.device, threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
-                start_timeout_s=settings.start_timeout_s,
+                start_timeout_s=settings.start_timeout_s, is_pinned=settings.pin_ranks,
             )
         )  # fmt: skip
         await started

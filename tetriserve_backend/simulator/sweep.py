@@ -1,7 +1,7 @@
 """A grid of workloads, each served by several policies beside the bound."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -93,15 +93,21 @@ class CellResult:
 
 
 def run_sweep(
-    spec: SweepSpec, table: LatencyTable, *, processes: int = 1, bound_cache: Path | None = None
+    spec: SweepSpec,
+    table: LatencyTable,
+    *,
+    processes: int = 1,
+    bound_cache: Path | None = None,
+    cells: Sequence[WorkloadSpec] | None = None,
 ) -> Iterator[CellResult]:
-    """Run the grid; yields cells in the order of `SweepSpec.cells`, whatever the number of processes.
+    """Run the grid; yields cells in their order, whatever the number of processes.
 
     Args:
         spec: what to run.
         table: what work costs.
         processes: how many cells to run at a time.
         bound_cache: folder that keeps bounds between runs.
+        cells: the workloads; None takes all of the grid.
 
     Raises:
         ConfigurationError: a policy is unknown or does not go with the table.
@@ -109,7 +115,7 @@ def run_sweep(
     """
     if spec.dispatch_seconds is not None:
         table = table_with_dispatch(table, spec.dispatch_seconds)
-    cells = spec.cells()
+    cells = spec.cells() if cells is None else cells
     if processes <= 1:
         for cell in cells:
             yield _run_cell(spec, table, cell, bound_cache)

@@ -48,7 +48,8 @@ class Generation:
     def cancel(self) -> bool:
         """Stop what is not done yet; false if everything is."""
         # The last first, so that none of them starts because one before it stopped.
-        stopped = [self._engine.cancel(request.request_id) for request in reversed(self._requests)]
+        left = [request.request_id for request in reversed(self._requests) if request.request_id in self._left]
+        stopped = [self._engine.cancel(request_id) for request_id in left]
         return any(stopped)
 
     def is_abandoned(self) -> bool:
@@ -62,9 +63,9 @@ class Generation:
 
     def on_finish(self, answer: Answer) -> None:
         """One image is there."""
+        self._left.remove(answer.request.request_id)
         if self._has_failed:
             return
-        self._left.remove(answer.request.request_id)
         facts = image_metadata(answer, self._spec, self._index[answer.request.request_id])
         if not self._left:
             self._on_end()

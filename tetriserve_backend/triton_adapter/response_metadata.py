@@ -52,7 +52,9 @@ def _segment(record: SegmentRecord, arrival_s: float) -> dict[str, object]:
     return {
         "kind": record.kind,
         "ranks": list(record.ranks),
-        "sp_degree": len(record.ranks),
+        "sp_degree": len(record.ranks) // record.cfg_degree,
+        "cfg_degree": record.cfg_degree,
+        "batch_size": record.batch_size,
         "first_step": record.first_step,
         "steps": record.num_steps,
         "start_s": round(record.start_s - arrival_s, _DIGITS),

@@ -8,6 +8,7 @@ printed beside.
 import argparse
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,21 @@ _PARAMETERS = (
     ("encode_host_ms",),
     ("decode_host_ms",),
 )
+_SHARES = ("matmul", "attention", "convolution", "elementwise_share")
 _STEP, _ITERATIONS, _LARGEST_MOVE, _SMALLEST_GAIN = 1e-4, 200, 0.3, 1e-7
 
 
 def fit(start: Calibration, comparisons: Sequence[Comparison]) -> Calibration:
     """Damped Gauss–Newton on the logarithms of the parameters."""
     values = start.model_dump()
-    logs = np.log([_get(values, paths[0]) for paths in _PARAMETERS])
+    starts = [_holder(values, paths[0]) for paths in _PARAMETERS]
+    logs = np.log([holder[key] for holder, key in starts])
 
     def residuals(at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         calibration = _with(values, np.exp(at))
         # The square of the cube is what is minimised.
-        logs = np.log([1 + comparison.error(calibration) for comparison in comparisons])
-        return np.asarray(logs**3, dtype=np.float64)
+        errors = np.log([1 + comparison.error(calibration) for comparison in comparisons])
+        return np.asarray(errors**3, dtype=np.float64)
 
     damping, now = 1e-6, residuals(logs)
     for _ in range(_ITERATIONS):
@@ -69,27 +72,21 @@ def fit(start: Calibration, comparisons: Sequence[Comparison]) -> Calibration:
     return _with(values, np.exp(logs))
 
 
-def _get(values: dict[str, Any], path: str) -> float:
-    here: Any = values
-    for key in path.split("."):
-        here = here[key]
-    return float(here)
+def _holder(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The mapping that the last key of a path is in, and that key."""
+    *folders, last = path.split(".")
+    for folder in folders:
+        values = values[folder]
+    return values, last
 
 
-def _with(values: dict[str, Any], parameters: Sequence[float] | npt.NDArray[np.float64]) -> Calibration:
-    achieved, software = dict(values["achieved"]), {name: dict(of) for name, of in values["software"].items()}
-    changed = {**values, "achieved": achieved, "software": software}
+def _with(values: dict[str, Any], parameters: npt.NDArray[np.float64]) -> Calibration:
+    changed = deepcopy(values)
     for paths, value in zip(_PARAMETERS, parameters, strict=True):
         for path in paths:
-            *folders, last = path.split(".")
-            here: Any = changed
-            for key in folders:
-                here = here[key]
-            here[last] = float(f"{min(value, 1.0) if last in _SHARES else value:.9g}")
+            holder, key = _holder(changed, path)
+            holder[key] = min(float(value), 1.0) if key in _SHARES else float(value)
     return check_description(changed, Calibration, "the fit")
-
-
-_SHARES = ("matmul", "attention", "convolution", "elementwise_share")
 
 
 def _report(title: str, comparisons: Sequence[Comparison], calibration: Calibration) -> None:

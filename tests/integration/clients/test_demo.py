@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from tests.support.timeline_check import find_problems
+from tetriserve_backend.cli.timeline_check import find_problems
 from tetriserve_backend.cli.timeline_view import TimelineView
 
 COMMAND = [sys.executable, "-m", "tetriserve_backend.cli.app", "demo", "--out", "out", "--steps", "6"]

@@ -22,6 +22,8 @@ def test_sd3_takes_negative_prompts_and_tells_its_own_limits(own_server: Callabl
     server = own_server("--model", "demo-sd3")
     plain = generate(server.http_url, FIELDS)
     assert (plain.metadata["model"], plain.metadata["guidance_scale"]) == ("demo-sd3", 7.0)
+    for segment in plain.metadata["segments"]:
+        assert len(segment["ranks"]) == segment["sp_degree"] * segment["cfg_degree"]
     negative = generate(server.http_url, {**FIELDS, "negative_prompt": "blurry", "model": "demo-sd3"})
     assert np.abs(pixels_of(negative.body) - pixels_of(plain.body)).max() > 1
     # Without guidance there is no second pass that a negative prompt could be in.

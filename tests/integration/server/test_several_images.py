@@ -1,10 +1,12 @@
 """Several images of one request: by every way in, with one deadline, and one end for all."""
 
 import base64
+import http.client
 import io
 import json
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -92,6 +94,20 @@ def test_one_answer_holds_all_images_in_order(server: Server) -> None:
         )
         assert {pixels_of(image).shape for image in images} == {(64, 96, 3)}
     assert outputs["step"] == by_generate["step"] == by_grpc.as_numpy("step").tolist() == [3] * COUNT
+
+
+def test_generate_stream_brings_each_image_as_an_event(server: Server) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.http_url).netloc, timeout=60.0)
+    body = json.dumps({**FIELDS, "num_images": 2, "stream_progress": True}).encode()
+    connection.request("POST", "/v2/models/tetriserve/generate_stream", body, {"Content-Type": "application/json"})
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    events = [json.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:")]
+    told = [json.loads(event["metadata"]) for event in events]
+    assert sorted((fact["type"], fact["image_index"]) for fact in told) == (
+        [("image", 0), ("image", 1)] + [("progress", 0)] * 3 + [("progress", 1)] * 3
+    )
+    assert all(bool(event["image"]) == (fact["type"] == "image") for event, fact in zip(events, told, strict=True))
 
 
 def test_several_images_do_not_fit_into_generate_of_the_ensemble(server: Server) -> None:

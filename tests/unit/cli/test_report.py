@@ -1,5 +1,7 @@
 """Degrees in words, and the table of outcomes."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from tetriserve_backend.cli.demo_load import check_png
@@ -15,6 +17,11 @@ def segments(*degrees: int) -> list[SegmentReport]:
 def test_runs_of_one_degree_are_counted() -> None:
     assert describe_degrees(segments(1, 2, 2, 2, 1)) == "1 2×3 1"
     assert describe_degrees([]) == ""
+
+
+def test_guidance_on_ranks_of_its_own_is_a_sum() -> None:
+    split = replace(segments(1)[1], cfg_degree=2)
+    assert describe_degrees([*segments(2), split, split]) == "2 1+1×2"
 
 
 def test_table_shows_who_was_late_and_who_failed() -> None:

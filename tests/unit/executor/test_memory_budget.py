@@ -7,7 +7,7 @@ import pytest
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
-from tetriserve_backend.executor.memory_budget import check_device_memory, check_host_memory
+from tetriserve_backend.executor.memory_budget import DeviceMemory, check_device_memory, check_host_memory
 from tetriserve_backend.executor.stored_weights import PartWeights, read_weights
 
 GIB = 1 << 30
@@ -52,8 +52,8 @@ def test_part_is_mapped_only_as_it_is_stored() -> None:
 
 
 def test_model_that_fits_is_accepted(sd3: Path) -> None:
-    check_device_memory(sd3, SETTINGS, "bfloat16", 15 * GIB, "cuda:0")
-    check_device_memory(sd3, ModelSettings(load_t5=False), "bfloat16", 7 * GIB, "cuda:0")
+    check_device_memory(sd3, SETTINGS, "bfloat16", DeviceMemory("cuda:0", 15 * GIB))
+    check_device_memory(sd3, ModelSettings(load_t5=False), "bfloat16", DeviceMemory("cuda:0", 7 * GIB))
 
 
 def test_ranks_on_the_cpu_share_what_is_mapped_and_copy_all_else(sd3: Path) -> None:
@@ -64,17 +64,30 @@ def test_ranks_on_the_cpu_share_what_is_mapped_and_copy_all_else(sd3: Path) -> N
 
 def test_message_names_what_would_fit(sd3: Path) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        check_device_memory(sd3, SETTINGS, "float32", 16 * GIB, "cuda:0")
+        check_device_memory(sd3, SETTINGS, "float32", DeviceMemory("cuda:0", 16 * GIB))
     assert str(raised.value).endswith(
         "29.0 GiB needed in float32 (text_encoder_3 16.0 GiB, transformer 8.0 GiB, vae 4.0 GiB), "
         "16.0 GiB free on cuda:0; what would fit: model.dtype: bfloat16 (15.0 GiB) or model.load_t5: false (13.0 GiB) "
-        "or model.dtype: bfloat16 with model.load_t5: false (7.0 GiB)"
+        "or model.text_encoder_ranks: 0 (13.0 GiB)"
     )
+
+
+def test_several_settings_are_named_where_one_is_not_enough(sd3: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        check_device_memory(sd3, SETTINGS, "float32", DeviceMemory("cuda:0", 10 * GIB))
+    assert str(raised.value).endswith(
+        "what would fit: model.dtype: bfloat16 with model.load_t5: false (7.0 GiB) "
+        "or model.dtype: bfloat16 with model.text_encoder_ranks: 0 (7.0 GiB)"
+    )
+
+
+def test_rank_without_text_encoders_needs_less(sd3: Path) -> None:
+    check_device_memory(sd3, SETTINGS, "bfloat16", DeviceMemory("cuda:1", 7 * GIB, keeps_text_encoders=False))
 
 
 def test_message_says_so_where_nothing_would_fit(sd3: Path) -> None:
     with pytest.raises(ConfigurationError, match="what would fit: more free memory or a smaller model"):
-        check_device_memory(sd3, SETTINGS, "bfloat16", GIB, "cuda:0")
+        check_device_memory(sd3, SETTINGS, "bfloat16", DeviceMemory("cuda:0", GIB))
 
 
 @pytest.mark.parametrize(

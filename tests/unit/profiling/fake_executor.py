@@ -42,7 +42,9 @@ class FakeExecutor:
         self.released: list[str] = []
         self.reformed = 0
         self._fault = fault
-        self._free_s: dict[int, float] = defaultdict(float)
+        self._now_s = 0.0
+        # Of ranks, and of requests, whose segments follow each other.
+        self._free_s: dict[int | str, float] = defaultdict(float)
         self._events: asyncio.Queue[object] = asyncio.Queue()
 
     def run_segment(self, command: RunSegment) -> None:
@@ -61,11 +63,10 @@ class FakeExecutor:
         if problem is not None:
             self._events.put_nowait(SegmentFailed(segment.segment_id, problem, retryable=False))
             return
-        ranks = segment.placement.ranks
-        start_s = max(self._free_s[rank] for rank in ranks) + DISPATCH_S + self._move_s(command)
+        busy = [*segment.placement.ranks, *(request.request_id for request in command.requests)]
+        start_s = max(self._now_s, *(self._free_s[one] for one in busy)) + DISPATCH_S + self._move_s(command)
         end_s = start_s + self._seconds(command)
-        for rank in ranks:
-            self._free_s[rank] = end_s
+        self._free_s.update(dict.fromkeys(busy, end_s))
         peak = PEAK_BYTES_PER_TOKEN * image_tokens(segment.height, segment.width) * segment.batch_size
         self._events.put_nowait(SegmentFinished(segment.segment_id, start_s, end_s, peak))
 
@@ -86,7 +87,10 @@ class FakeExecutor:
         pass
 
     async def next_event(self) -> object:
-        return await self._events.get()
+        event = await self._events.get()
+        if isinstance(event, SegmentFinished):
+            self._now_s = max(self._now_s, event.end_s)
+        return event
 
     def worker_pids(self) -> dict[int, int]:
         return {}

@@ -78,7 +78,7 @@ class FakeEngine:
     def finish(self, request_id: str) -> None:
         request, listener = self.waiting.pop(request_id)
         now_s = time.monotonic()
-        records = (SegmentRecord("denoise", (0, 1), 0, request.num_steps, request.arrival_s + 0.5, now_s),)
+        records = (SegmentRecord("denoise", (0, 1, 2, 3), 0, request.num_steps, request.arrival_s + 0.5, now_s, 3, 2),)
         pixels = np.zeros((request.height, request.width, 3), np.uint8)
         listener.on_finish(Answer(request, pixels, now_s, now_s, records))
 

@@ -78,7 +78,7 @@ def test_image_comes_after_the_progress_with_times_from_the_arrival() -> None:
     shape, step, told = image
     assert (shape, step, told["queue_s"], told["seed"]) == ((64, 32, 3), 4, 0.5, 5)
     assert told.items() >= {"type": "image", **which, "model": "m"}.items()
-    assert told["segments"][0]["sp_degree"] == 2
+    assert told["segments"][0].items() >= {"sp_degree": 2, "cfg_degree": 2, "batch_size": 3}.items()
     assert told[RENDERING_KEY] == {"output_format": "png", "is_base64": True, "arrival_s": 1.0, "deadline_s": 4.0}
     assert sender.is_final
 

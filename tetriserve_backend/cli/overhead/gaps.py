@@ -33,3 +33,39 @@ def segment_gaps(events: Iterable[dict[str, Any]]) -> list[Gap]:
                 gap_us = after["ts"] - before["ts"] - before["dur"]
                 gaps.append(Gap(gap_us / 1e6, before["dur"] / 1e6))
     return gaps
+
+
+def idle_share(events: Iterable[dict[str, Any]]) -> float:
+    """Idle time of ranks between two segments of a request that stays on them, over the time of all segments.
+
+    Work that the ranks do for others in between is not idle time; encode and decode count as segments.
+    """
+    busy: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    by_request: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event.get("ph") != "X":
+            continue
+        busy[event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+        if event["tid"] == event["args"]["gpus"][0]:
+            for part in event["args"]["requests"]:
+                by_request[part["id"]].append(event)
+    idle_us = work_us = 0
+    for spans in by_request.values():
+        spans.sort(key=lambda event: int(event["ts"]))
+        work_us += sum(event["dur"] for event in spans)
+        for before, after in itertools.pairwise(spans):
+            gpus = before["args"]["gpus"]
+            if gpus == after["args"]["gpus"]:
+                window = before["ts"] + before["dur"], after["ts"]
+                idle_us += _uncovered(window, [span for gpu in gpus for span in busy[gpu]])
+    return idle_us / work_us if work_us else 0.0
+
+
+def _uncovered(window: tuple[int, int], spans: list[tuple[int, int]]) -> int:
+    """How much of `window` no span covers."""
+    start, end = window
+    left = 0
+    for begin, finish in sorted(span for span in spans if span[0] < end and span[1] > start):
+        left += max(0, begin - start)
+        start = max(start, finish)
+    return left + max(0, end - start)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.simulator.summary import Summary
 
 _CSS = """
@@ -32,15 +33,28 @@ class Picture:
     caption: str
 
 
-def write_page(path: Path, summaries: Sequence[Summary], pictures: Sequence[Picture]) -> None:
-    """Write the page; it needs no other file.
+def write_page(
+    path: Path,
+    summaries: Sequence[Summary],
+    pictures: Sequence[Picture],
+    *,
+    title: str = "Simulated serving",
+    tables: Sequence[Sheet] = (),
+) -> None:
+    """Write the page; it needs no other file. `tables` come below the overview.
 
     Raises:
         OSError: a figure cannot be read or the page not be written.
     """
-    body = ["<h1>Simulated serving</h1>", f"<p>{escape(_subject(summaries))}</p>"] if summaries else []
+    body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_subject(summaries))}</p>"] if summaries else []
     if summaries:
         body += [_table(summaries), "<p>Latencies and plan times are means over the runs.</p>"]
+    for sheet in tables:
+        body += [
+            f"<h2>{escape(sheet.title)}</h2>",
+            sheet.to_html(),
+            *(f"<p>{escape(note)}</p>" for note in sheet.notes),
+        ]
     for picture in pictures:
         data = base64.b64encode(picture.path.read_bytes()).decode()
         body += [
@@ -75,12 +89,8 @@ def _table(summaries: Sequence[Summary]) -> str:
     for summary in summaries:
         groups.setdefault(summary.policy, []).append(summary)
     ordered = sorted(groups.items(), key=lambda item: -_mean([s.slo_attainment for s in item[1]]))
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (policy, *_cells(group)))}</tr>"
-        for policy, group in ordered
-    )
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("policy", *_COLUMNS))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    rows = tuple((policy, *_cells(group)) for policy, group in ordered)
+    return Sheet("overview", ("policy", *_COLUMNS), rows).to_html()
 
 
 def _cells(group: Sequence[Summary]) -> list[str]:

@@ -16,6 +16,7 @@ from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.models.base import Conditioning, TensorSpec
 from tetriserve_backend.executor.models.flow_match import EMBEDS, LOADING, POOLED, FlowMatchModel, Row, stack, t5_tokens
+from tetriserve_backend.executor.models.text_encoders import keeps_text_encoders, place_parts
 
 _TRAINING_TIMESTEPS = 1000
 _DEFAULT_GUIDANCE = 3.5
@@ -58,7 +59,7 @@ class FluxModel(FlowMatchModel):
             directory, subfolder="transformer", torch_dtype=dtype, **LOADING
         )
         pipeline: Any = FluxPipeline.from_pretrained(directory, transformer=transformer, torch_dtype=dtype, **LOADING)
-        pipeline.to(device)
+        place_parts(pipeline, device, keeps_text_encoders(settings, device))
         text_tokens = t5_tokens(settings, pipeline.tokenizer_2, _DEFAULT_T5_TOKENS)
         return cls(pipeline, directory, settings, device, text_tokens)
 

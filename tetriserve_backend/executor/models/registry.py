@@ -7,9 +7,10 @@ import torch
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
-from tetriserve_backend.executor.memory_budget import check_device_memory
+from tetriserve_backend.executor.memory_budget import DeviceMemory, check_device_memory
 from tetriserve_backend.executor.models.base import DiffusionModel
 from tetriserve_backend.executor.models.directory import INDEX, read_family
+from tetriserve_backend.executor.models.text_encoders import keeps_text_encoders
 from tetriserve_backend.executor.tensors import dtype_name
 
 _FAMILIES = {
@@ -32,7 +33,8 @@ def load_model(directory: Path, settings: ModelSettings, device: torch.device, d
         )
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
-        check_device_memory(directory, settings, dtype_name(dtype), free_bytes, str(device))
+        kept = keeps_text_encoders(settings, device)
+        check_device_memory(directory, settings, dtype_name(dtype), DeviceMemory(str(device), free_bytes, kept))
     module, name = _FAMILIES[family]
     # Each import takes a second or more, so only what is needed.
     model: DiffusionModel = getattr(importlib.import_module(module), name).load(directory, settings, device, dtype)

@@ -26,6 +26,7 @@ from tetriserve_backend.executor.models.flow_match import (
     t5_tokens,
 )
 from tetriserve_backend.executor.models.sd3_parallel import parallelize
+from tetriserve_backend.executor.models.text_encoders import keeps_text_encoders, place_parts
 
 _DEFAULT_GUIDANCE = 7.0
 _DEFAULT_T5_TOKENS = 256
@@ -69,7 +70,7 @@ class Sd3Model(FlowMatchModel):
         pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
             directory, transformer=transformer, torch_dtype=dtype, **LOADING, **without
         )
-        pipeline.to(device)
+        place_parts(pipeline, device, keeps_text_encoders(settings, device))
         return cls(pipeline, directory, settings, device, t5_tokens(settings, pipeline.tokenizer_3, _DEFAULT_T5_TOKENS))
 
     def is_guided(self, request: Request) -> bool:

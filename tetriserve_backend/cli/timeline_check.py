@@ -2,10 +2,11 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 TOLERANCE_US = 2
+SLO_TOLERANCE_US = 2000
 ENDS = {"finish", "reject", "cancel", "fail"}
 
 
@@ -19,6 +20,29 @@ def find_problems(events: Iterable[dict[str, Any]], num_gpus: int) -> list[str]:
     events = list(events)
     work = [event for event in events if event.get("ph") == "X"]
     return [*_gpu_problems(work, num_gpus), *_segment_problems(work), *_request_problems(events, work)]
+
+
+def find_trace_problems(events: Iterable[dict[str, Any]], slo_s: Mapping[str, float]) -> list[str]:
+    """What is wrong between these trace events and the trace that was sent, in words; empty if nothing is.
+
+    Every request arrives once, with the deadline that its SLO gives, and nothing else does.
+
+    Args:
+        events: of a timeline that holds this trace alone.
+        slo_s: by request id.
+    """
+    arrivals = defaultdict(list)
+    for event in events:
+        if event.get("ph") == "i" and event["name"] == "arrive":
+            arrivals[event["args"]["id"]].append(event)
+    problems = [f"{request_id}: not in the trace" for request_id in arrivals if request_id not in slo_s]
+    for request_id, wanted_s in slo_s.items():
+        own = arrivals.get(request_id, [])
+        if len(own) != 1:
+            problems.append(f"{request_id}: arrived {len(own)} times")
+        elif abs(own[0]["args"]["deadline_us"] - own[0]["ts"] - 1e6 * wanted_s) > SLO_TOLERANCE_US:
+            problems.append(f"{request_id}: its deadline is not arrival + SLO")
+    return problems
 
 
 def _gpu_problems(work: list[dict[str, Any]], num_gpus: int) -> Iterable[str]:
@@ -66,7 +90,7 @@ def _request_problems(events: list[dict[str, Any]], work: list[dict[str, Any]]) 
 
 
 def _life(arrivals: list[dict[str, Any]], at_us: float) -> int:
-    return max(0, sum(arrive["ts"] <= at_us + TOLERANCE_US for arrive in arrivals) - 1)
+    return max(0, sum(1 for arrive in arrivals if arrive["ts"] <= at_us + TOLERANCE_US) - 1)
 
 
 def _life_problems(arrive: dict[str, Any], own: list[dict[str, Any]], ends: list[dict[str, Any]]) -> Iterable[str]:

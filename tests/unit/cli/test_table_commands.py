@@ -1,0 +1,198 @@
+"""`tetriserve table show`, `check` and `diff` as a user calls them."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tetriserve_backend.cli.app import app
+from tetriserve_backend.cli.table.comparison import compare
+from tetriserve_backend.cli.table.findings import Severity, expectation_of, find_all
+from tetriserve_backend.latency_table.document import parse_document
+
+H100 = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
+
+
+def table(*extra_steps, **changes):
+    """Two resolutions, batches 1 and 2, degrees 1 and 2; nothing odd about it."""
+    raw = {
+        "schema": "tetriserve.latency_table/1",
+        "model": "m",
+        "device": "d",
+        "world_size": 2,
+        "dtype": "float32",
+        "source": "measured",
+        "step": [
+            {"height": side, "width": side, "batch": batch, "sp": sp, "seconds": seconds * batch / sp**0.9, "cv": 0.01}
+            for side, seconds in ((256, 0.1), (512, 0.5))
+            for batch in (1, 2)
+            for sp in (1, 2)
+        ],
+        "encode": [{"batch": 1, "seconds": 0.03, "cv": 0.01}],
+        "decode": [
+            {"height": 256, "width": 256, "seconds": 0.01},
+            {"height": 512, "width": 512, "seconds": 0.04},
+        ],
+        "dispatch_seconds": 0.002,
+        **changes,
+    }
+    raw["step"] += extra_steps
+    return raw
+
+
+def changed(key, seconds=None, **values):
+    """A table whose step at (side, batch, sp) differs; without values it is missing."""
+    raw = table()
+    for entry in raw["step"]:
+        if (entry["height"], entry["batch"], entry["sp"]) == key:
+            entry.update({} if seconds is None else {"seconds": seconds}, **values)
+            if seconds is None and not values:
+                raw["step"].remove(entry)
+                break
+    return raw
+
+
+def findings(raw, cv_limit=0.05):
+    document = parse_document(raw, "t")
+    return find_all(document, expectation_of(document), cv_limit)
+
+
+def tetriserve(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def write(path, raw):
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def test_a_sound_table_has_no_findings():
+    assert findings(table()) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "severity", "where", "numbers"),
+    [
+        (changed((512, 1, 1), 0.08), Severity.ERROR, "step 512x512 batch 1 sp 1", "80 ms is less than 100 ms"),
+        (changed((512, 2, 2), 0.1), Severity.ERROR, "step 512x512 batch 2 sp 2", "100 ms is less than 267.9 ms"),
+        (changed((256, 2, 1), 0.3), Severity.WARNING, "step 256x256 batch 2 sp 1", "1.50 times 2 × 100 ms"),
+        (changed((512, 1, 2), 0.2), Severity.WARNING, "step 512x512 batch 1 sp 2", "speed-up 2.50 on 2 times"),
+        (changed((256, 1, 2), 0.12), Severity.WARNING, "step 256x256 batch 1 sp 2", "is slower (speed-up 0.83)"),
+        (changed((256, 1, 2), cv=0.2), Severity.WARNING, "step 256x256 batch 1 sp 2", "cv 20.0% of 53.59 ms"),
+        (changed((512, 1, 2)), Severity.ERROR, "step 512x512 batch 1 on 2 rank(s)", "missing; fix: profile it"),
+        (changed((512, 2, 2)), Severity.WARNING, "step 512x512 batch 2 on 2 rank(s)", "such a batch is never run"),
+        (changed((512, 1, 1)), Severity.ERROR, "step 512x512 batch 1 sp 1", "cannot run on one rank"),
+        (table(world_size=4), Severity.WARNING, "4 rank(s)", "no entry at all"),
+        (
+            table(decode=[{"height": s, "width": s, "seconds": 10.24 / s} for s in (256, 512)]),
+            Severity.ERROR, "decode 512x512", "20 ms is less than 40 ms",
+        ),
+        (
+            table(hand_over=[{"height": 512, "width": 512, "from": [0], "to": [1], "share_of_step": 0.02}]),
+            Severity.WARNING, "hand-over 512x512 from [0] to [1]", "2.00% of a step",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_found_with_its_numbers(raw, severity, where, numbers):
+    found = [finding for finding in findings(raw) if finding.where == where and numbers in finding.text]
+    assert [finding.severity for finding in found] == [severity]
+
+
+def test_differences_within_the_noise_are_not_findings():
+    assert findings(changed((256, 1, 2), 0.104)) == []
+    noisy = changed((512, 1, 2), 0.24, cv=0.04)
+    assert findings(noisy) == []
+
+
+def test_what_a_profile_found_not_to_fit_is_not_missing():
+    raw = changed((512, 2, 1))
+    raw["absent"] = [
+        {"kind": "step", "height": 512, "width": 512, "batch": 2, "sp": 1, "cfg": 1, "reason": "out of memory"}
+    ]
+    (finding,) = findings(raw)
+    assert finding.severity is Severity.WARNING and finding.text == "left out by the profile: out of memory"
+
+
+def test_check_tells_errors_from_warnings_by_its_exit_status(tmp_path):
+    sound = write(tmp_path / "a.latency.json", table())
+    slow = write(tmp_path / "b.latency.json", changed((256, 1, 2), 0.106))
+    falling = write(tmp_path / "c.latency.json", changed((512, 1, 1), 0.08))
+    assert "0 error(s), 0 warning(s)" in tetriserve("table", "check", sound).output
+    assert "warning: step 256x256 batch 1 sp 2" in tetriserve("table", "check", slow).output
+    tetriserve("table", "check", "--strict", slow, status=1)
+    output = tetriserve("table", "check", sound, falling, status=1).output
+    assert f"{sound}: 0 error(s)" in output and "error: step 512x512 batch 1 sp 1" in output
+    tetriserve("table", "check", write(tmp_path / "d.latency.json", {}), status=2)
+
+
+def test_check_wants_what_the_options_name(tmp_path):
+    sound = write(tmp_path / "a.latency.json", table())
+    tetriserve("table", "check", sound, "--resolutions", "256x256,512x512", "--degrees", "1,2", "--batches", "1,2")
+    output = tetriserve("table", "check", sound, "--resolutions", "1024x1024", "--degrees", "1,2", status=1).output
+    assert "step 1024x1024 batch 1 on 2 rank(s): missing" in output
+    tetriserve("table", "check", sound, "--resolutions", "large", status=2)
+    tetriserve("table", "check", sound, "--degrees", "0", status=2)
+
+
+def test_the_published_table_is_sound_but_for_slow_wide_degrees():
+    output = tetriserve("table", "check", H100).output
+    assert "step 256x256 batch 1 sp 2: 50 ms on 1 → 64.19 ms on 2: the wider degree is slower (speed-up 0.78)" in output
+
+
+def test_show_prints_every_time_and_draws_the_heat_map(tmp_path):
+    output = tetriserve("table", "show", H100, "--heat-map", tmp_path / "new" / "heat.png").output
+    assert "1188.8" in output and "159.4 (×7.46, 93%)" in output
+    assert "decode 2048x2048" in output and "steps of 4 images" in output
+    with Image.open(tmp_path / "new" / "heat.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_a_grid_with_holes_and_split_guidance_is_shown(tmp_path):
+    raw = changed((512, 2, 1))
+    raw["step"].append({"height": 256, "width": 256, "batch": 1, "sp": 1, "cfg": 2, "seconds": 0.06})
+    raw["hand_over"] = [
+        {"height": 512, "width": 512, "from": [0], "to": [0, 1], "between_seconds": 0.002, "seconds": 0.001,
+         "share_of_step": 0.002, "samples": 9}
+    ]  # fmt: skip
+    file = write(tmp_path / "a.latency.json", raw)
+    output = tetriserve("table", "show", file, "--heat-map", tmp_path / "heat.png").output
+    assert "sp 1 × cfg 2" in output and "—" in output
+    assert "hand-over 512x512 from [0] to [0, 1]: 1.000 ms, 0.200% of a step (2.000 ms between the segments)" in output
+
+
+def test_diff_lists_the_worst_first_and_fails_where_entries_disagree(tmp_path):
+    first = write(tmp_path / "a.latency.json", table())
+    other = table(device="e")
+    other["step"][0]["seconds"] *= 2
+    other["step"][3]["seconds"] /= 3
+    other["step"][5]["seconds"] *= 1.03
+    second = write(tmp_path / "b.latency.json", other)
+    assert "11 of 11 entries agree; median ratio 1.000" in tetriserve("table", "diff", first, first).output
+    output = tetriserve("table", "diff", first, second, status=1).output
+    assert "device: d / e" in output
+    assert "9 of 11 entries agree; median ratio 1.000, largest 3.000" in output
+    rows = [line for line in output.splitlines() if "│ step" in line]
+    assert "0.333" in rows[0] and "2.000" in rows[1] and "1.030" in rows[2]
+    assert len([line for line in tetriserve("table", "diff", first, second, "--top", 2, status=1).output.splitlines()
+                if "│ step" in line]) == 2  # fmt: skip
+    tetriserve("table", "diff", first, second, "--tolerance", 2.5)
+    tetriserve("table", "diff", first, tmp_path / "absent.json", status=2)
+
+
+def test_two_entries_may_differ_by_four_times_their_cv():
+    other = changed((512, 1, 2), 0.267 * 1.3, cv=0.1)
+    comparison = compare(parse_document(table(), "a"), parse_document(other, "b"))
+    assert comparison.pairs[0].allowed == pytest.approx(0.4)
+    assert comparison.disagreeing == 0
+
+
+def test_what_only_one_table_has_is_named():
+    fewer = copy.deepcopy(table())
+    del fewer["step"][-1]
+    comparison = compare(parse_document(table(), "a"), parse_document(fewer, "b"))
+    assert comparison.only_first == ("step 512x512 batch 2 sp 2",) and comparison.only_second == ()

@@ -1,0 +1,43 @@
+"""Medians, CVs, what may differ by chance, and the time that is left."""
+
+import statistics
+
+import pytest
+
+from tetriserve_profiling.remaining import RemainingTime
+from tetriserve_profiling.spread import NOISE_FLOOR, spread, tolerance
+from tetriserve_profiling.work import DecodeWork, EncodeWork, StepWork
+
+
+def test_the_median_ignores_an_outlier_and_the_cv_does_not():
+    samples = [1.0, 1.01, 0.99, 1.0, 9.0]
+    summary = spread(samples)
+    assert (summary.seconds, summary.samples) == (1.0, 5)
+    assert summary.cv == pytest.approx(statistics.stdev(samples) / statistics.fmean(samples))
+
+
+def test_one_sample_has_no_spread():
+    assert spread([2.0]).cv == 0.0
+
+
+def test_two_measurements_may_differ_by_four_cv_but_at_least_the_floor():
+    assert tolerance(0.02, 0.05) == pytest.approx(0.2)
+    assert tolerance(0.001, None) == tolerance(None, None) == NOISE_FLOOR
+    assert tolerance(0.001, 0.002, floor=0.1) == 0.1
+
+
+def test_remaining_time_is_unknown_before_anything_of_the_kind_was_measured():
+    remaining = RemainingTime()
+    assert remaining.estimate([EncodeWork(1)]) is None
+    remaining.note(EncodeWork(1), 0.5)
+    assert remaining.estimate([EncodeWork(1), EncodeWork(2)]) == 1.5
+    assert remaining.estimate([EncodeWork(1), DecodeWork(64, 64)]) is None
+    assert remaining.estimate([]) == 0.0
+
+
+def test_remaining_time_takes_the_last_visit_or_scales_by_tokens_per_rank():
+    remaining = RemainingTime()
+    remaining.note(StepWork(256, 256), 4.0)
+    remaining.note(StepWork(256, 256), 2.0)
+    assert remaining.estimate([StepWork(256, 256)]) == 2.0
+    assert remaining.estimate([StepWork(512, 512), StepWork(512, 512, sp=2)]) == pytest.approx(8.0 + 4.0)

@@ -1,0 +1,157 @@
+"""`tetriserve bench`: every policy on the same traces, live or simulated, and one table that compares them."""
+
+import contextlib
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tetriserve_backend.cli.bench.compare import live_sheets
+from tetriserve_backend.cli.bench.evaluate import evaluate
+from tetriserve_backend.cli.bench.live import LiveBench
+from tetriserve_backend.cli.bench.measuring import measure
+from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
+from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
+from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
+from tetriserve_backend.cli.reporting.page import write_page
+from tetriserve_backend.cli.reporting.pictures import best_first, summary_pictures, timeline_pictures
+from tetriserve_backend.cli.timeline_view import TimelineView
+from tetriserve_backend.domain import ConfigurationError, LatencyTableError, TetriserveError
+from tetriserve_backend.executor.home import tetriserve_home
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.simulator.sweep import SweepSpec
+from tetriserve_backend.simulator.trace import write_trace
+from tetriserve_backend.simulator.workload import generate
+from tetriserve_client import ServerFailureError
+
+_EXIT_FAILED, _EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
+
+
+def bench(
+    config: Annotated[Path, typer.Argument(help="YAML file: where, grid, server, …; see profiling/benchmarks.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for results; default: bench-output/NAME.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as grid.seeds=[1,2].")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run has done.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Simulations to run at a time.")] = 2,
+) -> None:
+    """Run a benchmark, or go on with one that was interrupted, and compare its policies.
+
+    Exit status: 0 done; 1 a server failed; 2 wrong options or files; 130 interrupted, with what is done compared.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    folder = ResultFolder(out or Path("bench-output") / config.stem)
+    try:
+        spec = read_spec(config, assignments or [])
+        folder.claim(spec, fresh=fresh)
+        table = _table(spec, folder, console)
+        benchmark = _Benchmark(spec, spec.with_deadlines(table), table, folder, console)
+        status = benchmark.run(processes)
+        benchmark.report()
+    except (ConfigurationError, LatencyTableError) as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_WRONG_INPUT) from error
+    except (TetriserveError, ServerFailureError, OSError) as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+    raise typer.Exit(status)
+
+
+def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTable:
+    """The table that is given, or was measured before, or is measured now."""
+    if spec.latency_table is not None:
+        LatencyTable.load(spec.latency_table).save(folder.table)
+    elif not folder.table.exists():
+        with console.status("measuring the latency table") as line:
+            measured = measure(
+                spec.server, spec.profile, lambda text: line.update(f"measuring the latency table: {text}")
+            )
+        measured.save(folder.table)
+    return LatencyTable.load(folder.table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Benchmark:
+    """One benchmark with all that it needs; `grid` has its SLOs in seconds."""
+
+    spec: BenchSpec
+    grid: SweepSpec
+    table: LatencyTable
+    folder: ResultFolder
+    console: Console
+
+    def run(self, processes: int) -> int:
+        """Do what is missing; the exit status."""
+        missing = [run for run in runs_of(self.grid) if not self.folder.is_done(run)]
+        total = len(list(runs_of(self.grid)))
+        with _progress(self.console) as bar:
+            task = bar.add_task("", total=total, completed=total - len(missing))
+            done: Generator[BenchRun, None, None]
+            if self.spec.where is Where.LIVE:
+                for run in missing:
+                    write_trace(self.folder.trace(run), generate(run.workload))
+                done = LiveBench(self.spec, self.folder, lambda text: bar.update(task, description=text)).serve(missing)
+            else:
+                bounds = tetriserve_home() / "bounds"
+                done = simulate_grid(
+                    self.grid, self.table, self.folder, missing, processes=processes, bound_cache=bounds
+                )
+            try:
+                with contextlib.closing(done):
+                    for _ in done:
+                        bar.advance(task)
+            except KeyboardInterrupt:
+                self.console.print("interrupted: what is done stays, and the same command goes on from there")
+                return _EXIT_INTERRUPTED
+        return 0
+
+    def report(self) -> None:
+        """Compare what is done, in the terminal and in files."""
+        done = [run for run in runs_of(self.grid) if self.folder.is_done(run)]
+        if not done:
+            return
+        shown = [run for run in done if run.cell == done[-1].cell]
+        if self.spec.where is Where.LIVE:
+            sheets = live_sheets(evaluate(done, self.folder, self.table, self.grid.engine))
+            title = "Live serving"
+        else:
+            sheets = simulated_sheets(self.grid, self.folder)
+            write_timelines(self.grid, self.table, self.folder, shown)
+            title = "Simulated serving"
+        for sheet in sheets:
+            self.console.print(sheet.to_rich())
+            for note in sheet.notes:
+                self.console.print(note, highlight=False)
+        write_whole(self.folder.path / "comparison.md", "\n".join(sheet.to_markdown() for sheet in sheets))
+        for number, sheet in enumerate(sheets, 1):
+            write_whole(self.folder.path / f"comparison.{number}.csv", sheet.to_csv())
+        summaries = best_first([self.folder.read_summary(run) for run in done])
+        views = {run.name: TimelineView.load(self.folder.timeline(run)) for run in shown}
+        pictures = [*summary_pictures(summaries, self.folder.path), *timeline_pictures(views, self.folder.path)]
+        write_page(self.folder.path / "report.html", summaries, pictures, title=title, tables=sheets)
+        self.console.print(
+            f"{self.folder.path}: summaries, timelines, comparison.md, report.html", markup=False, highlight=False
+        )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        # The machine is the ranks'.
+        refresh_per_second=1,
+    )

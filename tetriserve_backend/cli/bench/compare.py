@@ -1,0 +1,173 @@
+"""What a live benchmark comes to, as tables: policies beside each other, and beside what the simulator expected."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tetriserve_backend.cli.bench.predicted import Prediction
+from tetriserve_backend.cli.bench.results import BenchRun
+from tetriserve_backend.cli.reporting.sheet import Sheet
+from tetriserve_backend.simulator.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class LiveResult:
+    """One live run beside its predictions.
+
+    Attributes:
+        live: what happened.
+        images_on_time: requests whose image file was there by the deadline.
+        by_table: predicted from the latency table.
+        at_pace: predicted from the latency table and how fast the ranks were during the run.
+        pace: seconds of work over what the table says.
+        idle_share: see `overhead.gaps.idle_share`.
+        problems: what is wrong with its timeline.
+    """
+
+    run: BenchRun
+    live: Summary
+    images_on_time: int
+    by_table: Prediction
+    at_pace: Prediction
+    pace: float
+    idle_share: float
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One policy on the same workload with several seeds."""
+
+    policy: str
+    results: tuple[LiveResult, ...]
+
+    def attained(self, of: Callable[[LiveResult], Summary]) -> float:
+        """SLO attainment over all requests."""
+        summaries = [of(result) for result in self.results]
+        return sum(s.on_time for s in summaries) / max(1, sum(s.requests for s in summaries))
+
+    def mean_latency_s(self, of: Callable[[LiveResult], Summary]) -> float:
+        """Over all finished requests."""
+        parts = [(of(result).latency_s["mean"], of(result).latency_s["count"]) for result in self.results]
+        return sum(mean * count for mean, count in parts) / max(1, sum(count for _, count in parts))
+
+    def images(self, count: Callable[[LiveResult], int]) -> float:
+        """Share of requests whose image file was there in time."""
+        return sum(map(count, self.results)) / max(1, sum(result.live.requests for result in self.results))
+
+    def lead_points(self, other: "_Group") -> tuple[float, float]:
+        """Mean of own SLO attainment minus the other's, trace by trace, and its standard error; percentage points."""
+        theirs = {result.run.cell: result.live.slo_attainment for result in other.results}
+        gains = [
+            100 * (result.live.slo_attainment - theirs[result.run.cell])
+            for result in self.results
+            if result.run.cell in theirs
+        ]
+        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+        return (statistics.fmean(gains) if gains else math.nan), error
+
+
+def live_sheets(results: Sequence[LiveResult]) -> list[Sheet]:
+    """For each workload of the grid: what the policies did, and how well it was predicted."""
+    workloads: dict[str, dict[str, list[LiveResult]]] = {}
+    for result in results:
+        policies = workloads.setdefault(_describe(result.run), {})
+        policies.setdefault(result.run.variant.name, []).append(result)
+    sheets = []
+    for workload, policies in workloads.items():
+        groups = [_Group(name, tuple(own)) for name, own in policies.items()]
+        sheets += [_served_sheet(workload, groups), _fidelity_sheet(workload, groups)]
+    return sheets
+
+
+def _describe(run: BenchRun) -> str:
+    labels, scales = run.workload.labels(), "/".join(f"{scale:g}" for scale in run.workload.slo_scales)
+    return f"mix {labels['mix']}, SLO scale {scales}, {run.workload.rate_per_minute:g} requests per minute"
+
+
+def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
+    first = groups[0]
+    rows = []
+    for group in groups:
+        lead, error = first.lead_points(group)
+        problems = sum(len(result.problems) for result in group.results)
+        rows.append(
+            (
+                group.policy,
+                f"{group.attained(_live):.1%}",
+                " ".join(f"{result.live.slo_attainment:.0%}" for result in group.results),
+                "" if group is first else f"{lead:+.1f} ± {error:.1f}",
+                f"{group.images(lambda result: result.images_on_time):.1%}",
+                f"{group.mean_latency_s(_live):.3f}",
+                f"{statistics.fmean(result.live.gpu_utilization for result in group.results):.0%}",
+                f"{statistics.fmean(result.pace for result in group.results):.2f}",
+                f"{max(result.idle_share for result in group.results):.2%}",
+                "good" if not problems else f"{problems} problems",
+            )
+        )
+    headings = (
+        "policy",
+        "SLO met",
+        "by seed",
+        f"lead of {first.policy}, points",
+        "with image file",
+        "mean latency s",
+        "ranks busy",
+        "pace",
+        "idle between segments",
+        "timeline",
+    )
+    notes = (
+        "The lead is the mean over the traces with its standard error. Pace: seconds of work over what the latency"
+        " table says; 1 is as fast as when it was measured.",
+    )
+    return Sheet(f"live: {workload}", headings, tuple(rows), notes)
+
+
+def _fidelity_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
+    rows = []
+    for group in groups:
+        attained = group.attained(_live), group.attained(_by_table), group.attained(_at_pace)
+        latency_s = group.mean_latency_s(_live), group.mean_latency_s(_by_table), group.mean_latency_s(_at_pace)
+        images = group.images(lambda r: r.images_on_time), group.images(lambda r: r.at_pace.images_on_time)
+        rows.append(
+            (
+                group.policy,
+                *(f"{share:.1%}" for share in attained),
+                f"{100 * (attained[2] - attained[0]):+.1f}",
+                *(f"{seconds:.3f}" for seconds in latency_s),
+                f"{latency_s[2] / latency_s[0] - 1:+.1%}" if latency_s[0] else "",
+                *(f"{share:.1%}" for share in images),
+            )
+        )
+    headings = (
+        "policy",
+        "SLO met: live",
+        "by table",
+        "at pace",
+        "off by, points",
+        "mean latency s: live",
+        "by table",
+        "at pace",
+        "off by",
+        "with image file: live",
+        "at pace",
+    )
+    notes = (
+        "By table: the simulator with the measured latency table. At pace: also with how fast each rank was, second by"
+        " second, while this policy ran, which no table can know of a machine that others use too.",
+    )
+    return Sheet(f"live and simulated: {workload}", headings, tuple(rows), notes)
+
+
+def _live(result: LiveResult) -> Summary:
+    return result.live
+
+
+def _by_table(result: LiveResult) -> Summary:
+    return result.by_table.summary
+
+
+def _at_pace(result: LiveResult) -> Summary:
+    return result.at_pace.summary

@@ -1,0 +1,114 @@
+"""Where a benchmark keeps what it has done, so that it can be stopped at any time and go on later."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tetriserve_backend.cli.bench.spec import BenchSpec
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.simulator.summary import Summary
+from tetriserve_backend.simulator.sweep import SweepSpec, Variant
+from tetriserve_backend.simulator.workload import WorkloadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRun:
+    """One policy on one trace; `cell` numbers the workload within the grid."""
+
+    cell: int
+    workload: WorkloadSpec
+    variant: Variant
+
+    @property
+    def cell_name(self) -> str:
+        """Of the trace, and in front of each request's id on the server."""
+        return f"c{self.cell:03d}"
+
+    @property
+    def name(self) -> str:
+        """Of the run's files."""
+        return f"{self.cell_name}.{self.variant.name}"
+
+
+def runs_of(grid: SweepSpec) -> Iterator[BenchRun]:
+    """All runs, policy by policy."""
+    for variant in grid.variants:
+        for number, workload in enumerate(grid.cells()):
+            yield BenchRun(number, workload, variant)
+
+
+class ResultFolder:
+    """The folder of one benchmark.
+
+    A run is done when its summary is there: it is written last, and whole or not at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def claim(self, spec: BenchSpec, *, fresh: bool) -> None:
+        """Make the folder, or go on in it.
+
+        Args:
+            spec: what it will hold.
+            fresh: throw away what is there.
+
+        Raises:
+            ConfigurationError: it holds results of another benchmark.
+            OSError: it cannot be written.
+        """
+        note, wanted = self.path / "bench.json", json.loads(spec.model_dump_json(by_alias=True))
+        if note.exists() and not fresh and json.loads(note.read_text(encoding="utf-8")) != wanted:
+            raise ConfigurationError(f"{self.path}: holds results of other settings; use --fresh or another --out")
+        if fresh and note.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(note, json.dumps(wanted, indent=1) + "\n")
+
+    @property
+    def table(self) -> Path:
+        """The latency table of all live runs."""
+        return self.path / "measured.latency.json"
+
+    def predictions(self) -> "ResultFolder":
+        """The folder of the simulator's side of live runs, made if it is not there."""
+        folder = ResultFolder(self.path / "simulated")
+        folder.path.mkdir(exist_ok=True)
+        return folder
+
+    def trace(self, run: BenchRun) -> Path:
+        """The requests of the run; all policies share it."""
+        return self.path / f"{run.cell_name}.trace.jsonl"
+
+    def summary(self, run: BenchRun) -> Path:
+        """What the run came to."""
+        return self.path / f"{run.name}.summary.json"
+
+    def timeline(self, run: BenchRun) -> Path:
+        """What ran where and when; times count from the beginning of the trace."""
+        return self.path / f"{run.name}.timeline.json"
+
+    def answers(self, run: BenchRun) -> Path:
+        """What the clients got, one line per request."""
+        return self.path / f"{run.name}.answers.jsonl"
+
+    def is_done(self, run: BenchRun) -> bool:
+        """Whether the run need not be done again."""
+        return self.summary(run).exists()
+
+    def read_summary(self, run: BenchRun) -> Summary:
+        """The summary of a run that is done."""
+        return Summary.from_dict(json.loads(self.summary(run).read_text(encoding="utf-8")))
+
+    def write_summary(self, run: BenchRun, summary: Summary) -> None:
+        """Note that a run is done."""
+        write_whole(self.summary(run), json.dumps(summary.to_dict(), indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever looks sees the old one or the whole new one."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,143 @@
+"""What a benchmark is: a grid of workloads and policies, where it runs, and where its deadlines come from."""
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tetriserve_backend.domain import ConfigurationError, image_tokens
+from tetriserve_backend.engine.prediction import fastest_latency_s
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.simulator.sweep import SweepSpec, Variant
+from tetriserve_backend.triton_adapter.image_format import ImageFormat
+from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings_sources import merge, parse_assignment, read_settings_file
+from tetriserve_profiling.settings import MAX_REPEATS, ProfileSettings
+
+_FROM_GRID = ("scheduler", "engine", "timeline", "latency_table")
+
+
+class Where(str, Enum):
+    """What serves the traces.
+
+    LIVE: `tetriserve serve` on the ranks of this machine, one server per policy; the simulator predicts each run.
+    SIMULATOR: the simulator alone, for GPUs that are not there.
+    """
+
+    LIVE = "live"
+    SIMULATOR = "simulator"
+
+
+class SloBasis(str, Enum):
+    """What an SLO scale multiplies.
+
+    GIVEN: the `slo_s` of the workload. FASTEST: the shortest latency that the latency table allows the resolution.
+    """
+
+    GIVEN = "given"
+    FASTEST = "fastest"
+
+
+class BenchSpec(BaseModel):
+    """What to run.
+
+    Attributes:
+        where: see `Where`.
+        grid: policies and workloads, as for `tetriserve sweep`; noise and bound are for the simulator's runs.
+        slo: see `SloBasis`.
+        latency_table: a `*.latency.json`, seen from the configuration's folder; None measures one before the first
+            run, on the ranks that will serve (LIVE only).
+        measure_repeats: samples of each entry of that table.
+        measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
+        server: settings of `tetriserve serve`; scheduler and engine are the grid's.
+        output_format: what the clients ask for.
+        take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
+            wanders is the same to all policies; else one server is up at a time, which is what GPUs have room for.
+        pause_s: rest before each trace.
+        give_up_s: how long a client waits for its image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: Where = Where.LIVE
+    grid: SweepSpec
+    slo: SloBasis = SloBasis.GIVEN
+    latency_table: str | None = None
+    measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
+    measure_rounds: int = Field(default=4, ge=1)
+    server: ServerSettings = ServerSettings()
+    output_format: ImageFormat = ImageFormat.JPEG
+    take_turns: bool = False
+    pause_s: float = Field(default=0.5, ge=0)
+    give_up_s: float = Field(default=300.0, gt=0)
+
+    @field_validator("server")
+    @classmethod
+    def _nothing_twice(cls, server: ServerSettings) -> ServerSettings:
+        twice = [name for name in _FROM_GRID if name in server.model_fields_set]
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: not settings of a benchmark's server; see grid and latency_table")
+        return server
+
+    @model_validator(mode="after")
+    def _table_known(self) -> "BenchSpec":
+        if self.where is Where.SIMULATOR and self.latency_table is None:
+            raise ValueError("latency_table: the simulator needs one")
+        return self
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of everything that may be asked for, fewest tokens first."""
+        found = {shape for cell in self.grid.cells() for shape, share in cell.weights().items() if share > 0}
+        return tuple(sorted(found, key=lambda shape: (image_tokens(*shape), shape)))
+
+    @property
+    def profile(self) -> ProfileSettings:
+        """What the measured table is made of."""
+        return ProfileSettings(resolutions=self.shapes, repeats=self.measure_repeats, rounds=self.measure_rounds)
+
+    def server_settings(self, variant: Variant, table: Path, timeline: Path) -> ServerSettings:
+        """What the server of one policy is told."""
+        changes = {
+            "scheduler": variant.scheduler,
+            "engine": self.grid.engine,
+            "latency_table": str(table.absolute()),
+            "timeline": str(timeline.absolute()),
+        }
+        return self.server.model_copy(update=changes)
+
+    def with_deadlines(self, table: LatencyTable) -> SweepSpec:
+        """The grid with SLOs in seconds.
+
+        Raises:
+            LatencyTableError: the table lacks a resolution of the grid.
+        """
+        if self.slo is SloBasis.GIVEN:
+            return self.grid
+        steps = self.grid.workload.max_steps
+        slo_s = {f"{h}x{w}": round(fastest_latency_s(table, h, w, steps), 6) for h, w in self.shapes}
+        return self.grid.model_copy(update={"workload": self.grid.workload.model_copy(update={"slo_s": slo_s})})
+
+
+def read_spec(config: Path, assignments: Sequence[str]) -> BenchSpec:
+    """The benchmark of a YAML file, with `key=value` assignments on top; file names in it become absolute.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a setting is unknown or wrong; names it.
+    """
+    tree = merge([read_settings_file(config), *(parse_assignment(text) for text in assignments)])
+    table = tree.get("latency_table")
+    if isinstance(table, str):
+        tree["latency_table"] = str((config.parent / table).resolve())
+    try:
+        return BenchSpec.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigurationError(f"{config}: {'; '.join(_explain(item) for item in error.errors())}") from error
+
+
+def _explain(item: Any) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    got = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.80}"
+    return f"{field}: {item['msg']}{got}" if field else str(item["msg"])
