@@ -143,7 +143,9 @@ class ImageUser(FastHttpUser):
             status = json.loads(json.loads(response.text)["metadata"])
         self.num_steps = options.steps
         self.scales = [float(text) for text in options.slo_scales.split(",")]
-        self.shapes = shapes_of(status["latency_table"], self.num_steps)
+        models = status["models"]
+        model = models[options.model] if options.model else next(iter(models.values()))
+        self.shapes = shapes_of(model["latency_table"], self.num_steps)
 
     @task
     def generate(self) -> None:
