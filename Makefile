@@ -11,8 +11,9 @@ DEMO_ARGS ?=
 PERF_ARGS ?=
 LOAD_ARGS ?=
 BENCH_ARGS ?=
+PROFILE_ARGS ?=
 
-.PHONY: help demo serve test lint format check-types perf load bench-live bench-overhead lock clean
+.PHONY: help demo serve profile test lint format check-types perf load bench-live bench-overhead lock clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -42,6 +43,9 @@ demo: $(VENV)/.base  ## a real server, a mixed load with deadlines, images and t
 
 serve: $(VENV)/.base  ## leave the server up; SERVE_ARGS="--policy rssp" and so on
 	@$(BIN)/tetriserve serve $(SERVE_ARGS)
+
+profile: $(VENV)/.base  ## a latency table of this machine; PROFILE_ARGS="--model /models/FLUX.1-dev" and so on
+	@$(BIN)/tetriserve profile $(PROFILE_ARGS)
 
 perf: $(VENV)/.base  ## Triton's perf_analyzer against a server of its own
 	@$(BIN)/python clients/perf.py $(PERF_ARGS)

@@ -1,8 +1,8 @@
-"""Load for locust: images of mixed resolutions and deadlines, and the part of them that came on time.
+"""Load for locust: images of mixed models, resolutions and deadlines, and the part of them that came on time.
 
     locust -f clients/locustfile.py --host http://localhost:8000
 
-Resolutions and deadlines come from the server's own latency table. The on-time ratio is printed at the end and
+Models, resolutions and deadlines come from the server's own latency tables. The on-time ratio is printed at the end and
 shown live under the tab "On time" of locust's page.
 """
 
@@ -73,20 +73,21 @@ TALLY = OnTimeTally()
 
 @dataclass(frozen=True)
 class Shape:
-    """A resolution and the shortest time that one image of it takes on this server."""
+    """A model's resolution and the shortest time that one image of it takes on this server."""
 
+    model: str
     height: int
     width: int
     shortest_s: float
 
     @property
-    def name(self) -> str:
+    def size(self) -> str:
         """Width first."""
         return f"{self.width}x{self.height}"
 
 
-def shapes_of(table: Mapping[str, Any], num_steps: int) -> list[Shape]:
-    """The profiled resolutions of a latency table with their shortest latency at `num_steps` steps."""
+def shapes_of(model: str, table: Mapping[str, Any], num_steps: int) -> list[Shape]:
+    """The profiled resolutions of a model's latency table with their shortest latency at `num_steps` steps."""
     fastest: dict[tuple[int, int], float] = {}
     for entry in table["step"]:
         if entry["batch"] == 1:
@@ -95,7 +96,7 @@ def shapes_of(table: Mapping[str, Any], num_steps: int) -> list[Shape]:
     decode = {(entry["height"], entry["width"]): entry["seconds"] for entry in table["decode"]}
     encode_s = min(entry["seconds"] for entry in table["encode"])
     return [
-        Shape(height, width, encode_s + num_steps * step_s + decode.get((height, width), 0.0) + TRANSPORT_S)
+        Shape(model, height, width, encode_s + num_steps * step_s + decode.get((height, width), 0.0) + TRANSPORT_S)
         for (height, width), step_s in fastest.items()
     ]
 
@@ -124,7 +125,7 @@ def problem_of(image: bytes, shape: Shape) -> str:
             size = picture.size
     except (UnidentifiedImageError, OSError) as error:
         return f"the image does not decode: {error}"
-    return "" if size == (shape.width, shape.height) else f"the image is {size[0]}x{size[1]}, not {shape.name}"
+    return "" if size == (shape.width, shape.height) else f"the image is {size[0]}x{size[1]}, not {shape.size}"
 
 
 class ImageUser(FastHttpUser):
@@ -144,8 +145,15 @@ class ImageUser(FastHttpUser):
         self.num_steps = options.steps
         self.scales = [float(text) for text in options.slo_scales.split(",")]
         models = status["models"]
-        model = models[options.model] if options.model else next(iter(models.values()))
-        self.shapes = shapes_of(model["latency_table"], self.num_steps)
+        self.shapes = [
+            shape
+            for name, facts in models.items()
+            if options.model in ("", name)
+            for shape in shapes_of(name, facts["latency_table"], self.num_steps)
+        ]
+        if not self.shapes:
+            raise StopUser(f"{self.host} serves no model {options.model!r}; it serves {', '.join(models) or 'none'}")
+        self.has_several_models = len({shape.model for shape in self.shapes}) > 1
 
     @task
     def generate(self) -> None:
@@ -154,20 +162,20 @@ class ImageUser(FastHttpUser):
         shape = random.choice(self.shapes)
         fields = {
             "prompt": random.choice(PROMPTS),
+            "model": shape.model,
             "height": shape.height,
             "width": shape.width,
             "num_inference_steps": self.num_steps,
             "num_images": options.num_images,
             "latency_threshold": round(random.choice(self.scales) * options.num_images * shape.shortest_s, 3),
         }
-        if options.model:
-            fields["model"] = options.model
         if options.negative_prompt:
             fields["negative_prompt"] = options.negative_prompt
-        model = SEVERAL_IMAGES if options.num_images > 1 else ONE_IMAGE
+        endpoint = SEVERAL_IMAGES if options.num_images > 1 else ONE_IMAGE
+        kind = f"{shape.model} {shape.size}" if self.has_several_models else shape.size
         on_time = False
         request = self.client.post(
-            f"/v2/models/{model}/generate", json=fields, name=f"generate {shape.name}", catch_response=True
+            f"/v2/models/{endpoint}/generate", json=fields, name=f"generate {kind}", catch_response=True
         )
         with request as response:
             answer = answer_of(response.text)
@@ -179,7 +187,7 @@ class ImageUser(FastHttpUser):
                 response.failure(problems[0])
             else:
                 on_time = all(json.loads(told)["deadline_met"] for told in elements_of(answer["metadata"]))
-        TALLY.add(shape.name, 1, int(on_time))
+        TALLY.add(kind, 1, int(on_time))
 
 
 @events.init_command_line_parser.add_listener
@@ -188,8 +196,8 @@ def add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("TetriServe")
     group.add_argument("--steps", type=int, default=20, help="denoising steps of each image")
     group.add_argument("--num-images", type=int, default=1, help="images of each request, which share its deadline")
-    group.add_argument("--model", default="", help="which served model; needed where there are several")
-    group.add_argument("--negative-prompt", default="", help="sent with each request; not for FLUX")
+    group.add_argument("--model", default="", help="only this one of the served models")
+    group.add_argument("--negative-prompt", default="", help="sent with each request; an error for FLUX")
     group.add_argument(
         "--slo-scales", default="2,3,5", help="a deadline is one of these times the shortest possible latency"
     )

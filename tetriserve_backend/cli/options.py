@@ -1,7 +1,41 @@
-"""Lists in command-line options."""
+"""What several commands read from their options: lists, and the server's settings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.triton_adapter.settings import parse_resolution
+from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
+from tetriserve_backend.triton_adapter.settings_sources import (
+    build_settings,
+    merge,
+    nested,
+    parse_assignment,
+    read_settings_file,
+)
+
+
+def read_settings(config: Path | None, assignments: Sequence[str], options: Mapping[str, object]) -> ServerSettings:
+    """Option > `--set` > file > default.
+
+    Args:
+        config: YAML file.
+        assignments: `key=value`.
+        options: by dotted key; None leaves a key to the others.
+
+    Returns:
+        The settings; a model's folder is absolute, since the server runs in a folder of its own and names it so.
+
+    Raises:
+        ConfigurationError: a file, key or value is wrong; names it.
+    """
+    layers = [read_settings_file(config)] if config else []
+    layers += [parse_assignment(text) for text in assignments]
+    layers += [nested(key, value) for key, value in options.items() if value is not None]
+    settings = build_settings(merge(layers))
+    folder = Path(settings.model.path)
+    if not folder.is_dir():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(folder.absolute())})})
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from tetriserve_backend.cli.launcher.repository import find_model_repository
-from tetriserve_backend.cli.options import parse_numbers, parse_resolutions
+from tetriserve_backend.cli.options import parse_numbers, parse_resolutions, read_settings
 from tetriserve_backend.cli.profile_progress import ProfileProgress
 from tetriserve_backend.cli.table.show import make_console, print_table
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
@@ -20,13 +20,6 @@ from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import parse_document
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
-from tetriserve_backend.triton_adapter.settings_sources import (
-    build_settings,
-    merge,
-    nested,
-    parse_assignment,
-    read_settings_file,
-)
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.partial_file import PartialFile
 from tetriserve_profiling.profiler import Profiler, Progress
@@ -92,7 +85,7 @@ def profile(
         try:
             options: dict[str, object] = {"model.path": model, "executor.world_size": world_size}
             job = _Job(
-                _settings(config, assignments or [], options),
+                read_settings(config, assignments or [], options),
                 parse_resolutions("--resolutions", resolutions) if resolutions else None,
                 parse_numbers("--batches", batches),
                 parse_numbers("--degrees", degrees) if degrees else None,
@@ -161,18 +154,6 @@ def table_name(identity: Identity) -> str:
     """The file of a table in the model repository: one for each model, machine and dtype."""
     parts = (Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype)
     return "-".join(_UNSAFE.sub("_", part).strip("_") for part in parts) + ".latency.json"
-
-
-def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
-    """Option > --set > file > default; a model's folder becomes absolute, as a server names it."""
-    layers = [read_settings_file(config)] if config else []
-    layers += [parse_assignment(text) for text in assignments]
-    layers += [nested(key, value) for key, value in options.items() if value is not None]
-    settings = build_settings(merge(layers))
-    folder = Path(settings.model.path)
-    if not folder.is_dir():
-        return settings
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(folder.absolute())})})
 
 
 def _profile_settings(job: _Job, device: str) -> ProfileSettings:

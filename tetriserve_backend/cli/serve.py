@@ -14,15 +14,9 @@ from tetriserve_backend.cli.launcher.ports import claim_endpoints
 from tetriserve_backend.cli.launcher.preflight import check_before_start
 from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
+from tetriserve_backend.cli.options import read_settings
 from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
-from tetriserve_backend.triton_adapter.settings_sources import (
-    build_settings,
-    merge,
-    nested,
-    parse_assignment,
-    read_settings_file,
-)
 
 
 class ModelControl(str, Enum):
@@ -106,11 +100,8 @@ def say(text: str) -> None:
 
 
 def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
-    """Option > --set > file > default; paths become absolute, because the server runs in a folder of its own."""
-    layers = [read_settings_file(config)] if config else []
-    layers += [parse_assignment(text) for text in assignments]
-    layers += [nested(key, value) for key, value in options.items() if value is not None]
-    settings = build_settings(merge(layers))
+    """Paths become absolute, because the server runs in a folder of its own."""
+    settings = read_settings(config, assignments, options)
     timeline = str(Path(settings.timeline).absolute()) if settings.timeline else None
     return settings.model_copy(
         update={"timeline": timeline, "models": tuple(_absolute(model) for model in settings.served_models)}

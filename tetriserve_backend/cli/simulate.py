@@ -1,6 +1,7 @@
 """`tetriserve simulate`: the server's engine and policies on a trace, in virtual time."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,12 @@ def simulate(
     ] = None,
     noise_cv: Annotated[float, typer.Option(min=0, help="Coefficient of variation of step times.")] = 0.0,
     noise_seed: Annotated[int, typer.Option(help="Seed of that noise.")] = 0,
+    true_latency_table: Annotated[
+        Path | None, typer.Option(help="What work really costs, where the other table is stale; default: the same.")
+    ] = None,
+    slow_rank: Annotated[
+        list[str] | None, typer.Option(metavar="RANK=FACTOR", help="On this rank work takes so many times as long.")
+    ] = None,
     dispatch_seconds: Annotated[
         float | None, typer.Option(min=0, help="Cost of sending a segment; default: the latency table's.")
     ] = None,
@@ -85,13 +92,17 @@ def simulate(
         table = LatencyTable.load(latency_table)
         if dispatch_seconds is not None:
             table = table_with_dispatch(table, dispatch_seconds)
+        true_table = LatencyTable.load(true_latency_table) if true_latency_table else None
+        if true_table is not None and dispatch_seconds is not None:
+            true_table = table_with_dispatch(true_table, dispatch_seconds)
         ranks = gpus or table.world_size
+        slow_ranks = dict(parse_slow_rank(text, ranks) for text in slow_rank or [])
         failures = tuple(parse_failure(text, ranks) for text in fail or [])
         labels = {**_sidecar_labels(trace), **dict(_parse_label(text) for text in label or [])}
         limit = None
         if bound or bound_without_batching:
             how = BoundSettings(batching=not bound_without_batching, time_limit_s=bound_time_limit)
-            limit = BoundCache(tetriserve_home() / "bounds").bound(table, _requests(trace), ranks, how)
+            limit = BoundCache(tetriserve_home() / "bounds").bound(true_table or table, _requests(trace), ranks, how)
         names = policy.split(",") if policy else [settings.scheduler.policy]
         runs = []
         for name in names:
@@ -102,10 +113,11 @@ def simulate(
                 noise_cv=noise_cv,
                 noise_seed=noise_seed,
                 failures=failures,
+                slow_ranks=slow_ranks,
             )
             several = len(names) > 1
             run = _run(
-                table=table,
+                tables=(table, true_table or table),
                 trace=trace,
                 world=world,
                 timeline=_name(timeline, name, several),
@@ -137,6 +149,22 @@ def parse_failure(text: str, gpus: int) -> RankFailure:
     return failure
 
 
+def parse_slow_rank(text: str, gpus: int) -> tuple[int, float]:
+    """A `RANK=FACTOR`.
+
+    Raises:
+        ConfigurationError: not of that form, no such rank, or a factor that is not more than 0.
+    """
+    rank_text, _, factor_text = text.partition("=")
+    try:
+        rank, factor = int(rank_text), float(factor_text)
+    except ValueError:
+        raise ConfigurationError(f"--slow-rank {text}: allowed: RANK=FACTOR, such as 3=1.3") from None
+    if not 0 <= rank < gpus or not 0.0 < factor < math.inf:
+        raise ConfigurationError(f"--slow-rank {text}: allowed: ranks 0 to {gpus - 1}, factors of more than 0")
+    return rank, factor
+
+
 def _world(
     *,
     settings: ServerSettings,
@@ -145,14 +173,15 @@ def _world(
     noise_cv: float,
     noise_seed: int,
     failures: tuple[RankFailure, ...],
+    slow_ranks: dict[int, float],
 ) -> SimulationSettings:
     scheduler = settings.scheduler.model_copy(update={"policy": policy})
-    return SimulationSettings(gpus, scheduler, settings.engine, noise_cv, noise_seed, failures)
+    return SimulationSettings(gpus, scheduler, settings.engine, noise_cv, noise_seed, failures, slow_ranks=slow_ranks)
 
 
 def _run(
     *,
-    table: LatencyTable,
+    tables: tuple[LatencyTable, LatencyTable],
     trace: Path,
     world: SimulationSettings,
     timeline: Path | None,
@@ -163,7 +192,15 @@ def _run(
     started_s = time.perf_counter()
     try:
         on_time = limit.on_time if limit else None
-        result = run_simulation(table, _requests(trace), world, timeline=writer, bound_on_time=on_time, labels=labels)
+        result = run_simulation(
+            tables[0],
+            _requests(trace),
+            world,
+            true_table=tables[1],
+            timeline=writer,
+            bound_on_time=on_time,
+            labels=labels,
+        )
     finally:
         if writer is not None:
             writer.close()

@@ -31,9 +31,11 @@ from tetriserve_backend.engine.commands import (
     RunSegment,
     SegmentRecord,
     SetTimer,
+    WarnOperator,
 )
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.executor_port import Executor, ExecutorEvent, StepProgress
+from tetriserve_backend.engine.metrics import Metric, drift_metrics, drift_status
 from tetriserve_backend.engine.timeline import (
     TimelineWriter,
     TraceEvent,
@@ -188,11 +190,16 @@ class AsyncEngine:
             "ranks": list(self._core.usable_ranks),
             "running": running,
             "pending": self._core.num_requests - running,
+            "drift": drift_status(self._core.drift()),
             "decision_ms": {
                 name: round(1e3 * decisions[int(q * (len(decisions) - 1))], 3) if decisions else None
                 for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
             },
         }
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Figures for monitoring, as they are now."""
+        return drift_metrics(self._core.drift())
 
     # -- events in, commands out ----------------------------------------------------------------------
 
@@ -261,6 +268,8 @@ class AsyncEngine:
                 listener.on_error(request, error)
             case ReformWorld():
                 self._executor.reform_world()
+            case WarnOperator(text):
+                _log.warning("%s", text)
             case SetTimer(at_s):
                 if self._timer is not None:
                     self._timer.cancel()

@@ -108,4 +108,11 @@ class SetTimer:
     at_s: float
 
 
-Command: TypeAlias = RunSegment | ReleaseRequest | FinishRequest | EndRequest | ReformWorld | SetTimer
+@dataclass(frozen=True, slots=True)
+class WarnOperator:
+    """Something that whoever runs the server should know; goes to the log."""
+
+    text: str
+
+
+Command: TypeAlias = RunSegment | ReleaseRequest | FinishRequest | EndRequest | ReformWorld | SetTimer | WarnOperator

@@ -5,6 +5,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from tetriserve_backend.engine.admission import AdmissionRule
 
 
+class DriftSettings(BaseModel):
+    """What becomes of times that differ from the latency table's.
+
+    Attributes:
+        correction: whether the scheduler plans with a table that is corrected by what was measured.
+        half_life: after how many segments half of a correction is new.
+        threshold: a warning is given for a shape whose times, and for a rank whose speed, is off by a larger share.
+        min_samples: segments that a model must have had before it is corrected, or a shape before it is warned of.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    correction: bool = True
+    half_life: float = Field(default=16.0, gt=0.0, le=1000.0)
+    threshold: float = Field(default=0.1, gt=0.0, le=1.0)
+    min_samples: int = Field(default=8, ge=1, le=25)
+
+
 class EngineSettings(BaseModel):
     """Frozen settings of the engine.
 
@@ -17,6 +35,7 @@ class EngineSettings(BaseModel):
             that kills every rank it touches must not take the server down with it.
         admission: what happens to a request that should miss its deadline: `best_effort` serves it as well as
             it goes, `reject` answers at once with UNAVAILABLE and the prediction.
+        drift: see `DriftSettings`.
         drain_timeout_s: how long running requests may take to finish once the server is asked to stop.
     """
 
@@ -26,4 +45,5 @@ class EngineSettings(BaseModel):
     max_queue_depth: int = Field(default=4, ge=2)
     max_retries: int = Field(default=3, ge=0)
     admission: AdmissionRule = AdmissionRule.BEST_EFFORT
+    drift: DriftSettings = DriftSettings()
     drain_timeout_s: float = Field(default=30.0, ge=0.0)

@@ -25,8 +25,10 @@ from tetriserve_backend.engine.commands import (
     RunSegment,
     SegmentRecord,
     SetTimer,
+    WarnOperator,
 )
 from tetriserve_backend.engine.config import EngineSettings
+from tetriserve_backend.engine.drift import DriftMonitor, DriftSnapshot
 from tetriserve_backend.engine.handover import hand_over, note_sent
 from tetriserve_backend.engine.ledger import SegmentLedger
 from tetriserve_backend.engine.plan_check import states_of
@@ -48,7 +50,8 @@ class EngineCore:
 
     Args:
         policy: decides what runs next.
-        tables: seconds per step, encode and decode, of every model; used to expect when sent work ends.
+        tables: seconds per step, encode and decode, of every model; used to expect when sent work ends. Drift
+            is corrected here, so `policy` should be made with the same `LatencyTables`.
         world_size: number of ranks, all usable at the start.
         settings: see `EngineSettings`.
     """
@@ -62,6 +65,7 @@ class EngineCore:
         self._views = ViewKeeper(self._ledger, settings)
         self._backlog = Backlog(self._tables)
         self._admission = Admission(policy, self._tables, settings.admission)
+        self._drift = DriftMonitor(self._tables, world_size, settings.drift)
         self._requests: dict[str, RequestState] = {}
         self._next_segment_id = 0
         self._roster = ModelRoster(self._tables)
@@ -113,6 +117,10 @@ class EngineCore:
         """Whether new requests are refused."""
         return self._draining
 
+    def drift(self) -> DriftSnapshot:
+        """How measured times differ from the latency tables'."""
+        return self._drift.snapshot()
+
     # -- the one way in -------------------------------------------------------------------------------
 
     def handle(self, event: ev.Event, now_s: float) -> list[Command]:
@@ -153,6 +161,7 @@ class EngineCore:
         match event:
             case ev.WorkerLost(rank):
                 self._world.lose(rank)
+                self._drift.forget_rank(rank)
                 for state in self._requests.values():
                     state.forget_rank(rank)
                 # Its segments will be reported as failed; until then their requests must not be planned on
@@ -224,6 +233,9 @@ class EngineCore:
 
     def _finish_segment(self, event: ev.SegmentFinished, now_s: float, out: list[Command]) -> None:
         segment = self._ledger.take(event.segment_id, now_s)
+        if segment is not None:
+            out.extend(map(WarnOperator, self._drift.observe(segment, event.start_s, event.end_s, now_s)))
+            self._views.slow_down(self._drift.slow_ranks)
         for part in segment.parts if segment else ():
             state = self._requests.get(part.request_id)
             if segment is None or state is None:
@@ -319,7 +331,7 @@ class EngineCore:
         )
         self._next_segment_id += 1
         sources = tuple(hand_over(state, kind, placement) for state in states)
-        expected_s = segment_seconds(self._tables, segment)
+        expected_s = segment_seconds(self._tables, segment) * self._drift.slowness(placement.ranks)
         self._ledger.send(segment, expected_s, now_s)
         for state, part in zip(states, parts, strict=True):
             note_sent(state, kind, placement)

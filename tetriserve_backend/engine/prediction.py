@@ -2,20 +2,19 @@
 
 from tetriserve_backend.domain import Request, Segment, SegmentKind
 from tetriserve_backend.engine.state import RequestState
-from tetriserve_backend.latency_table import LatencyTable, LatencyTables
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, work_of
 
 
 def segment_seconds(tables: LatencyTables, segment: Segment) -> float:
     """Seconds from the moment that a segment's ranks are free to its end."""
     table = tables.of(segment.model)
-    if segment.kind is SegmentKind.ENCODE:
-        busy_s = table.encode_s()
-    elif segment.kind is SegmentKind.DECODE:
-        busy_s = table.decode_s(segment.height, segment.width)
-    else:
-        degree, batch = segment.placement.sp_degree, segment.batch_size
-        busy_s = segment.num_steps * table.step_s(segment.height, segment.width, degree, batch)
-    return busy_s + table.dispatch_s
+    return work_seconds(table, segment) + table.dispatch_s
+
+
+def work_seconds(table: LatencyTable, segment: Segment) -> float:
+    """Seconds that a segment's ranks work at it, as they report them: without dispatch."""
+    times = segment.num_steps if segment.kind is SegmentKind.DENOISE else 1
+    return times * table.seconds(work_of(segment))
 
 
 def fastest_latency_s(table: LatencyTable, height: int, width: int, num_steps: int) -> float:

@@ -32,6 +32,8 @@ class ViewKeeper:
         self._shown_ranks: tuple[int, ...] = ()
         self._shown: tuple[RankView, ...] = ()
         self._held = False
+        self._slow_ranks: Mapping[int, float] = {}
+        self._changed_ranks: set[int] = set()
 
     def show(self, state: RequestState, now_s: float) -> None:
         """A request has arrived: the last one in order of arrival."""
@@ -40,6 +42,12 @@ class ViewKeeper:
     def hide(self, request_id: str) -> None:
         """A request has ended."""
         self._request_views.pop(request_id, None)
+
+    def slow_down(self, slow_ranks: Mapping[int, float]) -> None:
+        """From now on these ranks, and no others, take so many times as long as they should."""
+        if slow_ranks is not self._slow_ranks:
+            self._changed_ranks.update(slow_ranks, self._slow_ranks)
+            self._slow_ranks = slow_ranks
 
     def show_again(self, states: Iterable[RequestState], now_s: float) -> None:
         """A request that had all its work sent needs more: all of them anew, in order of arrival."""
@@ -64,7 +72,9 @@ class ViewKeeper:
 
     def _refresh(self, states: Mapping[str, RequestState], now_s: float) -> bool:
         """Bring what the ledger changed up to date; whether there was a rank among it."""
-        ranks_changed = False
+        ranks_changed = bool(self._changed_ranks)
+        while self._changed_ranks:
+            self._refresh_rank(self._changed_ranks.pop(), now_s)
         for resource in self._ledger.take_changes():
             if isinstance(resource, int):
                 ranks_changed = True
@@ -75,7 +85,9 @@ class ViewKeeper:
 
     def _refresh_rank(self, rank: int, now_s: float) -> None:
         depth = self._ledger.depth(rank)
-        self._rank_views[rank] = RankView(rank, self._ledger.free_at_s(rank, now_s), depth)
+        self._rank_views[rank] = RankView(
+            rank, self._ledger.free_at_s(rank, now_s), depth, self._slow_ranks.get(rank, 1.0)
+        )
         # Past this depth a rank takes nothing more, whatever the table says of when it is free.
         if depth >= self._settings.max_queue_depth:
             self._behind.add(rank)
@@ -87,7 +99,7 @@ class ViewKeeper:
         if view is None:
             view = self._rank_views[rank] = RankView(rank, 0.0, 0)
         if rank in self._behind or rank in late:
-            return RankView(rank, max(view.free_at_s, self._not_before_s(now_s)), view.in_flight)
+            return replace(view, free_at_s=max(view.free_at_s, self._not_before_s(now_s)))
         return view
 
     def _hold_late(self, view: RequestView, late: Set[Resource], now_s: float) -> RequestView:

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, image_tokens
+from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, SegmentKind, image_tokens
 from tetriserve_backend.latency_table.curve import TokenCurve
-from tetriserve_backend.latency_table.document import TableDocument, dump_document, parse_document
+from tetriserve_backend.latency_table.document import StepEntry, TableDocument, dump_document, parse_document, refusal
+from tetriserve_backend.latency_table.work import Work
 
 
 class LatencyTable:
@@ -53,7 +54,8 @@ class LatencyTable:
         self._min_tokens = max(min(curve.min_tokens for curve in single), self._decode_curve.min_tokens)
         self._max_tokens = min(max(curve.max_tokens for curve in single), self._decode_curve.max_tokens)
         if self._min_tokens > self._max_tokens:
-            raise LatencyTableError(f"latency table {origin}: decode: expected entries for the resolutions of step")
+            fix = "measure both, which `tetriserve profile` does"
+            raise refusal(origin, "decode", "expected entries for the resolutions of step", fix)
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyTable":
@@ -65,9 +67,11 @@ class LatencyTable:
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise LatencyTableError(f"latency table {path}: cannot be read: {error.strerror}") from error
+            fix = "name a file that is there, or make one with `tetriserve profile`"
+            raise refusal(str(path), "", f"cannot be read: {error.strerror}", fix) from error
         except ValueError as error:
-            raise LatencyTableError(f"latency table {path}: expected JSON: {error}") from error
+            fix = "name a file that `tetriserve profile` wrote"
+            raise refusal(str(path), "", f"expected JSON: {error}", fix) from error
         return cls.from_dict(raw, origin=str(path))
 
     @classmethod
@@ -93,10 +97,50 @@ class LatencyTable:
         step = [entry for entry in self._document.step if entry.sp in wanted]
         if not any(entry.batch == 1 for entry in step):
             profiled = sorted({entry.sp for entry in self._document.step})
-            raise LatencyTableError(
-                f"latency table {self._origin}: step: has the degrees {profiled}; expected one of {sorted(wanted)}"
-            )
+            problem = f"has the degrees {profiled}; expected one of {sorted(wanted)}"
+            raise refusal(self._origin, "step", problem, "profile at one of these: `tetriserve profile --degrees`")
         return LatencyTable(self._document.model_copy(update={"step": step}), self._origin)
+
+    def corrected(self, factor_of: Callable[[Work], float], measured: Iterable[Work] = ()) -> "LatencyTable":
+        """The same table with each of its times multiplied by a factor, dispatch excepted.
+
+        Args:
+            factor_of: the factor of each entry, more than 0.
+            measured: steps at shapes between the profiled ones whose factors are known: these get entries of
+                their own, as shapes without any lie on the lines between their neighbours.
+
+        Raises:
+            LatencyTableError: `measured` names something that this table cannot tell the time of.
+        """
+        step = [
+            entry.model_copy(update={"seconds": entry.seconds * factor_of(_step(entry))})
+            for entry in self._document.step
+        ]
+        for work in measured:
+            if (work.height, work.width, work.degree, work.batch, work.cfg_degree) not in self._profiled:
+                entry = StepEntry(
+                    height=work.height,
+                    width=work.width,
+                    batch=work.batch,
+                    sp=work.degree // work.cfg_degree,
+                    cfg=work.cfg_degree,
+                    seconds=self.seconds(work) * factor_of(work),
+                )
+                step.append(entry)
+        encode_factor = factor_of(Work(SegmentKind.ENCODE))
+        encode = [e.model_copy(update={"seconds": e.seconds * encode_factor}) for e in self._document.encode]
+        decode = [
+            e.model_copy(update={"seconds": e.seconds * factor_of(Work(SegmentKind.DECODE, e.height, e.width))})
+            for e in self._document.decode
+        ]
+        changes = {"step": step, "encode": encode, "decode": decode}
+        return LatencyTable(self._document.model_copy(update=changes), self._origin)
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """What this table has an entry for."""
+        decode = (Work(SegmentKind.DECODE, entry.height, entry.width) for entry in self._document.decode)
+        return (*map(_step, self._document.step), Work(SegmentKind.ENCODE), *decode)
 
     def save(self, path: str | Path) -> None:
         """Write the table so that a reader sees the old file or the whole new one, never a part."""
@@ -113,6 +157,22 @@ class LatencyTable:
             LatencyTableError: the shape lies outside the profiled range, or degree or batch was not profiled there.
         """
         return self._mode(height, width, degree, batch)[0]
+
+    def seconds(self, work: Work) -> float:
+        """Seconds of `work`, with its guidance split as it says.
+
+        Raises:
+            LatencyTableError: as `step_s` and `decode_s`, or its guidance was not profiled with that split.
+        """
+        if work.kind is SegmentKind.ENCODE:
+            return self.encode_s(work.batch)
+        if work.kind is SegmentKind.DECODE:
+            return self.decode_s(work.height, work.width)
+        self.check_resolution(work.height, work.width)
+        seconds = self._split_s(work.height, work.width, work.degree, work.batch, work.cfg_degree)
+        if seconds is None:
+            raise self._no_step(work.height, work.width, work.degree, work.batch)
+        return seconds
 
     def cfg_degree(self, height: int, width: int, degree: int, batch: int = 1) -> int:
         """Into how many parts that step's guidance is best split over the ranks: 1 or 2.
@@ -144,20 +204,29 @@ class LatencyTable:
             self.check_resolution(height, width)
             tokens = image_tokens(height, width)
             modes = []
-            for cfg, curve in self._step_curves.get((degree, batch), {}).items():
-                seconds = self._profiled.get((*key, cfg))
-                if seconds is None and curve.covers(tokens):
-                    seconds = curve.seconds_at(tokens)
+            for cfg in self._step_curves.get((degree, batch), {}):
+                seconds = self._split_s(height, width, degree, batch, cfg)
                 if seconds is not None:
                     modes.append((tokens % (degree // cfg) > 0, seconds, cfg))
             if not modes:
-                raise LatencyTableError(
-                    f"latency table {self._origin}: no step of {height}x{width} with degree = {degree}, "
-                    f"batch = {batch}; profiled (degree, batch): {self._profiled_around(tokens)}"
-                )
+                raise self._no_step(height, width, degree, batch)
             _, seconds, cfg = min(modes)
             mode = self._modes[key] = (seconds, cfg)
         return mode
+
+    def _split_s(self, height: int, width: int, degree: int, batch: int, cfg: int) -> float | None:
+        seconds = self._profiled.get((height, width, degree, batch, cfg))
+        if seconds is None:
+            curve = self._step_curves.get((degree, batch), {}).get(cfg)
+            tokens = image_tokens(height, width)
+            seconds = curve.seconds_at(tokens) if curve is not None and curve.covers(tokens) else None
+        return seconds
+
+    def _no_step(self, height: int, width: int, degree: int, batch: int) -> LatencyTableError:
+        around = self._profiled_around(image_tokens(height, width))
+        problem = f"no step of {height}x{width} with degree = {degree}, batch = {batch}"
+        fix = f"`tetriserve profile --resolutions {height}x{width} --degrees {degree} --batches 1,{batch}`"
+        return refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
         return sorted(
@@ -171,9 +240,8 @@ class LatencyTable:
             LatencyTableError: `batch` was not profiled.
         """
         if batch not in self._encode:
-            raise LatencyTableError(
-                f"latency table {self._origin}: no encode with batch = {batch}; profiled: {sorted(self._encode)}"
-            )
+            problem = f"no encode with batch = {batch}; profiled: {sorted(self._encode)}"
+            raise refusal(self._origin, "encode", problem, f"`tetriserve profile --batches 1,{batch}`")
         return self._encode[batch]
 
     def decode_s(self, height: int, width: int) -> float:
@@ -229,8 +297,13 @@ class LatencyTable:
             )
         tokens = image_tokens(height, width)
         if not self._min_tokens <= tokens <= self._max_tokens:
-            raise LatencyTableError(
-                f"latency table {self._origin}: {height}x{width} has {tokens} latent tokens; expected "
-                f"{self._min_tokens} to {self._max_tokens} (height times width from "
-                f"{self._min_tokens * side * side} to {self._max_tokens * side * side} pixels)"
+            problem = (
+                f"{height}x{width} has {tokens} latent tokens; expected {self._min_tokens} to {self._max_tokens} "
+                f"(height times width from {self._min_tokens * side**2} to {self._max_tokens * side**2} pixels)"
             )
+            fix = f"`tetriserve profile` with --resolutions that reach to {height}x{width}"
+            raise refusal(self._origin, "step", problem, fix)
+
+
+def _step(entry: StepEntry) -> Work:
+    return Work(SegmentKind.DENOISE, entry.height, entry.width, entry.ranks, entry.batch, entry.cfg)

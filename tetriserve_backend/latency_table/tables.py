@@ -48,6 +48,19 @@ class LatencyTables:
             )
         return self._tables[model] if model in self._tables else next(iter(self._tables.values()))
 
+    def name_of(self, model: str) -> str:
+        """The name, of `models`, of the table that `of` returns.
+
+        Raises:
+            LatencyTableError: as `of`.
+        """
+        self.of(model)
+        return model if model in self._tables else next(iter(self._tables))
+
+    def copy(self) -> "LatencyTables":
+        """The same tables, which do not change with these."""
+        return LatencyTables(self._tables)
+
     def put(self, model: str, table: LatencyTable) -> None:
         """Add a model, or replace its table."""
         self._tables[model] = table

@@ -27,11 +27,15 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True)
 class RankView:
-    """A usable rank and when its sent work is expected to end; in the past if it is idle."""
+    """A usable rank and when its sent work is expected to end; in the past if it is idle.
+
+    `slowness` is how many times as long as on the other ranks work takes there.
+    """
 
     rank: int
     free_at_s: float
     in_flight: int
+    slowness: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Mapping
 
 from tetriserve_backend.domain import Segment
 
@@ -23,3 +24,19 @@ class StepNoise:
             return 1.0
         variance = math.log1p(self._cv * self._cv / max(1, segment.num_steps))
         return self._draw.lognormvariate(-variance / 2, math.sqrt(variance))
+
+
+class SlowRanks:
+    """A factor on the duration of each segment: its slowest rank's, for which the others wait.
+
+    Args:
+        everywhere: the factor of all ranks.
+        factors: by rank, on top of that.
+    """
+
+    def __init__(self, everywhere: float = 1.0, factors: Mapping[int, float] | None = None) -> None:
+        self._everywhere, self._factors = everywhere, dict(factors or {})
+
+    def __call__(self, segment: Segment) -> float:
+        """The factor of a segment."""
+        return self._everywhere * max(self._factors.get(rank, 1.0) for rank in segment.placement.ranks)

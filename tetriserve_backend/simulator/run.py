@@ -1,17 +1,18 @@
 """One policy on one trace, from settings to summary."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tetriserve_backend.domain import Request
+from tetriserve_backend.domain import Request, Segment
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.timeline import TimelineWriter
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
-from tetriserve_backend.simulator.noise import StepNoise
+from tetriserve_backend.simulator.noise import SlowRanks, StepNoise
+from tetriserve_backend.simulator.pace import Pace
 from tetriserve_backend.simulator.summary import Summary, SummaryBuilder
 from tetriserve_backend.simulator.timed_policy import TimedPolicy
 from tetriserve_backend.simulator.virtual_world import RankFailure, VirtualWorld
@@ -27,6 +28,9 @@ class SimulationSettings:
         noise_cv: coefficient of variation of a step's duration around the latency table.
         noise_seed: seed of that noise.
         failures: ranks that die.
+        slowdown: how much longer work takes on every rank than the latency table says.
+        slow_ranks: how much longer still on single ranks.
+        pace: of a real run, to repeat it.
     """
 
     gpus: int
@@ -35,6 +39,9 @@ class SimulationSettings:
     noise_cv: float = 0.0
     noise_seed: int = 0
     failures: tuple[RankFailure, ...] = ()
+    slowdown: float = 1.0
+    slow_ranks: Mapping[int, float] = field(default_factory=dict)
+    pace: Pace | None = None
 
 
 def simulate(
@@ -42,6 +49,7 @@ def simulate(
     requests: Iterable[Request],
     settings: SimulationSettings,
     *,
+    true_table: LatencyTable | None = None,
     timeline: TimelineWriter | None = None,
     bound_on_time: int | None = None,
     labels: dict[str, Any] | None = None,
@@ -49,9 +57,10 @@ def simulate(
     """Serve `requests` in virtual time by the engine and the policy that serve live.
 
     Args:
-        table: what segments cost, and what the policy plans with.
+        table: what the policy plans with.
         requests: in order of arrival; taken one at a time, so that a generator of any length will do.
         settings: see `SimulationSettings`.
+        true_table: what segments cost; None takes `table`.
         timeline: where the timeline goes, if anywhere; left open.
         bound_on_time: goes into the summary as it is.
         labels: go into the summary as they are.
@@ -59,15 +68,23 @@ def simulate(
     Raises:
         ConfigurationError: the policy is unknown or does not go with the table, or two requests share an id.
     """
-    policy = TimedPolicy(make_policy(settings.scheduler, table, settings.gpus))
-    core = EngineCore(policy, table, settings.gpus, settings.engine)
+    tables = LatencyTables({"": table})
+    policy = TimedPolicy(make_policy(settings.scheduler, tables, settings.gpus))
+    core = EngineCore(policy, tables, settings.gpus, settings.engine)
+    noise = StepNoise(settings.noise_cv, settings.noise_seed)
+    slow = SlowRanks(settings.slowdown, settings.slow_ranks)
+
+    def stretch(segment: Segment, start_s: float) -> float:
+        own = settings.pace(segment, start_s) if settings.pace is not None else 1.0
+        return noise(segment) * slow(segment) * own
+
     builder = SummaryBuilder(settings.gpus)
     world = VirtualWorld(
         core,
-        table,
+        true_table or table,
         settings.gpus,
         timeline=timeline,
-        stretch=StepNoise(settings.noise_cv, settings.noise_seed),
+        stretch=stretch,
         failures=settings.failures,
         on_segment=builder.add_segment,
     )

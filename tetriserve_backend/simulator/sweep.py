@@ -19,12 +19,13 @@ from tetriserve_backend.simulator.workload import WorkloadSpec, generate
 
 
 class Variant(BaseModel):
-    """A policy under a name of its own, with the settings that make it different."""
+    """A policy under a name of its own, with the settings that make it different; `engine` None takes the sweep's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     scheduler: SchedulerSettings
+    engine: EngineSettings | None = None
 
 
 class SweepSpec(BaseModel):
@@ -40,6 +41,8 @@ class SweepSpec(BaseModel):
         workload: everything else about the traces.
         engine: settings of the engine.
         noise_cv: of step times.
+        slowdown: how much longer work takes on every rank than the latency table says; the bound knows nothing of it.
+        slow_ranks: by rank, how much longer still.
         dispatch_seconds: None takes the latency table's.
         batching_bound: whether the bound allows for batches.
         bound_time_limit_s: per trace; 0 computes no bound.
@@ -56,6 +59,8 @@ class SweepSpec(BaseModel):
     workload: WorkloadSpec = WorkloadSpec()
     engine: EngineSettings = EngineSettings()
     noise_cv: float = Field(default=0.0, ge=0)
+    slowdown: float = Field(default=1.0, gt=0)
+    slow_ranks: dict[int, float] = {}
     dispatch_seconds: float | None = Field(default=None, ge=0)
     batching_bound: bool = True
     bound_time_limit_s: float = Field(default=60.0, ge=0)
@@ -144,7 +149,13 @@ def _run_cell(spec: SweepSpec, table: LatencyTable, cell: WorkloadSpec, bound_ca
     summaries = []
     for variant in spec.variants:
         settings = SimulationSettings(
-            gpus, variant.scheduler, spec.engine, noise_cv=spec.noise_cv, noise_seed=cell.seed
+            gpus,
+            variant.scheduler,
+            variant.engine or spec.engine,
+            noise_cv=spec.noise_cv,
+            noise_seed=cell.seed,
+            slowdown=spec.slowdown,
+            slow_ranks=spec.slow_ranks,
         )
         labels = {**cell.labels(), "policy": variant.scheduler.policy}
         summary = simulate(table, requests, settings, bound_on_time=bound_on_time, labels=labels)

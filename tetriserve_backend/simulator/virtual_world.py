@@ -17,7 +17,7 @@ from tetriserve_backend.engine.commands import (
     SetTimer,
 )
 from tetriserve_backend.engine.core import EngineCore
-from tetriserve_backend.engine.prediction import segment_seconds
+from tetriserve_backend.engine.prediction import work_seconds
 from tetriserve_backend.engine.timeline import (
     TimelineWriter,
     arrive_event,
@@ -63,10 +63,10 @@ class VirtualWorld:
 
     Args:
         core: a fresh core.
-        tables: what segments cost.
+        tables: what segments cost; as they are now, whatever the core learns.
         world_size: number of ranks.
         timeline: where the timeline goes, if anywhere.
-        stretch: a factor on the duration of each segment, such as measurement noise around 1.
+        stretch: a factor on the working time of a segment that starts at a time, such as measurement noise around 1.
         failures: ranks that die.
         observe: called after every event with the core, the time and the commands (for invariants).
         on_segment: called with each segment that ended well, and when it began and ended.
@@ -79,12 +79,12 @@ class VirtualWorld:
         world_size: int,
         *,
         timeline: TimelineWriter | None = None,
-        stretch: Callable[[Segment], float] = lambda segment: 1.0,
+        stretch: Callable[[Segment, float], float] = lambda segment, start_s: 1.0,
         failures: Iterable[RankFailure] = (),
         observe: Callable[[EngineCore, ev.Event, float, list[Command]], None] | None = None,
         on_segment: Callable[[Segment, float, float], None] | None = None,
     ) -> None:
-        self._core, self._tables, self._timeline = core, as_tables(tables), timeline
+        self._core, self._tables, self._timeline = core, as_tables(tables).copy(), timeline
         self._stretch, self._observe, self._on_segment = stretch, observe, on_segment
         self._heap: list[tuple[float, int, ev.Event]] = []
         self._order = itertools.count()
@@ -176,13 +176,16 @@ class VirtualWorld:
             start_s = max(start_s, self._rank_free_s[rank])
         for part in segment.parts:
             start_s = max(start_s, self._request_free_s.get(part.request_id, 0.0))
-        end_s = start_s + segment_seconds(self._tables, segment) * self._stretch(segment)
+        dispatch_s = self._tables.of(segment.model).dispatch_s
+        work_s = work_seconds(self._tables.of(segment.model), segment) * self._stretch(segment, start_s)
+        end_s = start_s + dispatch_s + work_s
         for rank in segment.placement.ranks:
             self._rank_free_s[rank] = end_s
         for part in segment.parts:
             self._request_free_s[part.request_id] = end_s
         self._running[segment.segment_id] = (segment, start_s, end_s)
-        self._push(end_s, ev.SegmentFinished(segment.segment_id, start_s, end_s))
+        # As on real ranks: what they report is the time of the work, not of the way to them.
+        self._push(end_s, ev.SegmentFinished(segment.segment_id, start_s + dispatch_s, end_s))
 
     def _close(self, event: ev.SegmentFinished) -> bool:
         if event.segment_id in self._failed_segments:

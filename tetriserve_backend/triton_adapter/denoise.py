@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tetriserve_backend.engine.metrics import Metric
 from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.build import build_serving
 from tetriserve_backend.triton_adapter.denoise_server import Call, DenoiseServer
 from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE
+from tetriserve_backend.triton_adapter.metrics import TritonMetrics
 from tetriserve_backend.triton_adapter.model_io import (
     begin_each,
     input_tensors,
@@ -62,6 +64,8 @@ class TritonPythonModel:
             drain_timeout_s=settings.engine.drain_timeout_s,
             limits=settings.request,
         )
+        self._engine = serving.engine
+        self._metrics, self._figures = TritonMetrics(pb_utils), tuple[Metric, ...]()
         self._is_stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_clients, name="watch-clients", daemon=True)
         self._watcher.start()
@@ -74,6 +78,7 @@ class TritonPythonModel:
         """Stop the engine and the ranks; whoever still waits gets an error."""
         self._is_stopping.set()
         self._watcher.join()
+        self._metrics.close()
         self._thread.stop()
         self._responder.shutdown()
 
@@ -94,6 +99,18 @@ class TritonPythonModel:
                     self._thread.post(partial(self._server.cancel, request_id))
             except Exception:
                 _log.exception("looking for gone clients failed")
+            self._show_metrics()
+
+    def _show_metrics(self) -> None:
+        """Show what was found out the last time, and have it found out anew."""
+        try:
+            self._metrics.publish(self._figures)
+        except Exception:
+            _log.exception("showing metrics failed")
+        self._thread.post(self._take_figures)
+
+    def _take_figures(self) -> None:
+        self._figures = self._engine.metrics()
 
 
 def _make_response(pixels: npt.NDArray[np.uint8], step: int, metadata: str) -> Any:

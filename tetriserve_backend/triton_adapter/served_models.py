@@ -17,11 +17,10 @@ from tetriserve_backend.triton_adapter.serving import ServedModel
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, parse_resolution
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
 from tetriserve_profiling.quick import measure_table
+from tetriserve_profiling.settings import default_resolutions
 from tetriserve_profiling.warm_up import warm_up
 
 _log = logging.getLogger(__name__)
-_CPU_RESOLUTIONS = ((256, 256), (512, 512), (768, 768), (1024, 1024))
-_CUDA_RESOLUTIONS = ((256, 256), (512, 512), (1024, 1024), (2048, 2048))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class ServedModels(Mapping[str, ServedModel]):
 
     async def _table(self, settings: ServedModelSettings, model: ModelExecutor) -> LatencyTable:
         asked = tuple(parse_resolution(text) for text in settings.quick_resolutions or ())
-        resolutions = asked or (_CPU_RESOLUTIONS if model.device == "cpu" else _CUDA_RESOLUTIONS)
+        resolutions = asked or default_resolutions(model.device)
         identity = TableIdentity(
             model=model.model_name,
             directory=model.model_directory.name,

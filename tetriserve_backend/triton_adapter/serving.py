@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tetriserve_backend.domain import Request
 from tetriserve_backend.engine.async_engine import RequestListener
+from tetriserve_backend.engine.metrics import Metric
 
 
 class Engine(Protocol):
@@ -21,6 +22,9 @@ class Engine(Protocol):
 
     def status(self) -> dict[str, object]:
         """State for operators and probes."""
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Figures for monitoring."""
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, finish the running ones within `timeout_s`."""

@@ -87,12 +87,26 @@ def test_spans_of_one_rank_never_overlap(world: Driver) -> None:
             assert before.end_s <= after.start_s
 
 
-def test_batch_with_different_steps_gives_each_its_image(world: Driver, reference: Reference, tiny_model: Path) -> None:
-    requests = [make_request(seed=1, num_steps=2), make_request(seed=2, num_steps=4, guidance_scale=1.5)]
-    commands = [world.encode(request, 0) for request in requests]
-    commands.append(world.batch(requests, (0, 1), HandOver(broadcast(0), CREATE)))
-    commands += [world.decode(request, 1, RESIDENT) for request in requests]
-    assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(commands))
+@pytest.mark.parametrize(("ranks", "cfg_degree"), [((2,), 1), ((0, 1), 1), (ALL, 1), (ALL, 2)])
+def test_batch_of_unlike_requests_gives_each_its_image(
+    world: Driver, reference: Reference, tiny_model: Path, ranks: tuple[int, ...], cfg_degree: int
+) -> None:
+    """They differ in prompt, guidance, seed and steps, and one has steps behind it. There is no guidance to split."""
+    requests = [
+        make_request(seed=1, num_steps=2),
+        make_request(seed=2, num_steps=4, guidance_scale=1.5, prompt="a boat"),
+        make_request(seed=3, num_steps=5, guidance_scale=7.0, prompt="a hill"),
+    ]
+    root = ranks[0]
+    commands = [world.encode(request, root) for request in requests]
+    commands.append(world.denoise(requests[2], (root,), 0, 3, RESIDENT, CREATE))
+    commands += [world.denoise(request, (root,), 0, 1, RESIDENT, CREATE) for request in requests[:2]]
+    from_root = broadcast(root) if len(ranks) > 1 else RESIDENT
+    parts = [(1, 1), (1, 3), (3, 2)]
+    commands.append(world.batch(requests, ranks, HandOver(from_root, from_root), parts, cfg_degree))
+    commands += [world.decode(request, root, RESIDENT) for request in requests]
+    outcomes = world.run(commands)
+    assert all(isinstance(outcome, SegmentFinished) for outcome in outcomes), outcomes
     for request in requests:
         assert_same_image(world.image(request), reference(tiny_model, request, 64))
 

@@ -11,6 +11,7 @@ from tetriserve_backend.engine.async_engine import AsyncEngine
 from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
+from tetriserve_backend.latency_table import LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.virtual_world import RankFailure, VirtualWorld
@@ -33,7 +34,8 @@ class RecordingCore(EngineCore):
 
 
 def core_of(table, settings):
-    return RecordingCore(make_policy(settings, table, 4), table, 4, EngineSettings())
+    tables = LatencyTables({"": table})
+    return RecordingCore(make_policy(settings, tables, 4), tables, 4, EngineSettings())
 
 
 def check_replay(core, table, settings):
@@ -52,9 +54,10 @@ def test_a_simulated_stream_makes_the_same_decisions_in_a_fresh_engine(table, se
     ]
     core = core_of(table, settings)
     world = VirtualWorld(
-        core, table, 4, failures=[RankFailure(1, 2.0, 1.5)], stretch=lambda segment: rng.uniform(0.9, 1.3)
+        core, table, 4, failures=[RankFailure(1, 2.0, 1.5)], stretch=lambda segment, start_s: rng.uniform(0.9, 1.3)
     )
     assert len(list(world.run(requests))) == len(requests)
+    assert core.drift().corrected, "the stream should make the core learn"
     check_replay(core, table, settings)
 
 

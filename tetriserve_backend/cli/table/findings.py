@@ -10,7 +10,8 @@ from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, StepEntry, TableDocument
 from tetriserve_profiling.spread import NOISE_FLOOR, tolerance
 
-_MAX_HAND_OVER_SHARE = 0.005
+MAX_HAND_OVER_SHARE = 0.005
+"""Of a step: more than that for moving a latent is odd from 512×512 on."""
 
 
 class Severity(str, Enum):
@@ -88,7 +89,7 @@ def find_all(document: TableDocument, expected: Expectation, cv_limit: float) ->
 def missing_shapes(document: TableDocument, expected: Expectation) -> Iterator[Finding]:
     """Entries that the configuration allows and the table lacks; without one rank a shape cannot be served at all."""
     have = {(e.height, e.width, e.batch, e.ranks) for e in document.step}
-    absent = {_absent_key(item): str(item.get("reason", "")) for item in _extra_list(document, "absent")}
+    absent = {_absent_key(item): str(item.get("reason", "")) for item in extra_list(document, "absent")}
     for height, width in expected.resolutions:
         for batch in expected.batches:
             for ranks in expected.degrees:
@@ -195,13 +196,13 @@ def large_spread(document: TableDocument, limit: float) -> Iterator[Finding]:
 
 def dear_moves(document: TableDocument) -> Iterator[Finding]:
     """Hand-overs that weigh more against a step than they should."""
-    for item in _extra_list(document, "hand_over"):
+    for item in extra_list(document, "hand_over"):
         share = item.get("share_of_step", 0.0)
-        if share > _MAX_HAND_OVER_SHARE:
+        if share > MAX_HAND_OVER_SHARE:
             yield Finding(
                 Severity.WARNING,
                 f"hand-over {item.get('height')}x{item.get('width')} from {item.get('from')} to {item.get('to')}",
-                f"{share:.2%} of a step, more than {_MAX_HAND_OVER_SHARE:.1%}",
+                f"{share:.2%} of a step, more than {MAX_HAND_OVER_SHARE:.1%}",
             )
 
 
@@ -230,7 +231,7 @@ def _absent_key(item: dict[str, Any]) -> tuple[object, ...]:
     return (item.get("height"), item.get("width"), item.get("batch"), item.get("sp", 0) * item.get("cfg", 1))
 
 
-def _extra_list(document: TableDocument, name: str) -> Sequence[dict[str, Any]]:
+def extra_list(document: TableDocument, name: str) -> Sequence[dict[str, Any]]:
     """A list that the format does not know, of objects; empty if there is none."""
     value = (document.model_extra or {}).get(name, [])
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

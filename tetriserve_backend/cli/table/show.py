@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import cv_of
+from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, cv_of, extra_list
 from tetriserve_backend.cli.table.grid import Grid, grids_of
 from tetriserve_backend.latency_table.document import TableDocument
 
@@ -58,13 +58,17 @@ def print_table(document: TableDocument, console: Console) -> None:
 
 
 def hand_over_lines(document: TableDocument) -> Iterator[str]:
-    """What it costs to move a latent between placements, a line per move."""
-    for item in (document.model_extra or {}).get("hand_over", []):
+    """What it costs to move a latent between placements, a line per move and one for the dearest."""
+    moves = extra_list(document, "hand_over")
+    for item in moves:
         yield (
             f"hand-over {item['height']}x{item['width']} from {item['from']} to {item['to']}: "
             f"{1e3 * item['seconds']:.3f} ms, {item['share_of_step']:.3%} of a step "
             f"({1e3 * item['between_seconds']:.3f} ms between the segments)"
         )
+    if moves:
+        dearest = max(item["share_of_step"] for item in moves)
+        yield f"dearest hand-over: {dearest:.3%} of a step (goal: at most {MAX_HAND_OVER_SHARE:.1%})"
 
 
 def _steps(grid: Grid) -> Table:

@@ -1,5 +1,6 @@
 """Which aligned group each job gets, and the segments that come of it."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from tetriserve_backend.domain import Assignment, Placement, Plan
@@ -9,7 +10,7 @@ from tetriserve_backend.scheduler.stages import chain
 from tetriserve_backend.scheduler.tetris.jobs import Job
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
-from tetriserve_backend.scheduler.waking import next_wake_s
+from tetriserve_backend.scheduler.waking import next_wake_s, wake_ahead_s
 
 
 def groups_of(ranks: range) -> dict[int, tuple[Ranks, ...]]:
@@ -26,11 +27,14 @@ def seat(
     sp_degree: int,
     previous: Placement | None,
     elsewhere: Iterable[Placement | None],
+    *,
+    slowness: Mapping[int, float],
 ) -> Placement | None:
     """A group of `sp_degree` idle ranks, which are taken out of `idle`; None if there is none.
 
-    First choice is a group that breaks up the least: a wide request must not wait because a narrow one sits
-    in the middle of an empty block. Then where the request was, then where no other request was.
+    First choice is a group without slow ranks, then one that breaks up the least: a wide request must not wait
+    because a narrow one sits in the middle of an empty block. Then where the request was, then where no other
+    request was.
     """
     whole = [group for group in groups.get(sp_degree, ()) if idle.issuperset(group)]
     if not whole:
@@ -38,8 +42,9 @@ def seat(
     own = set(previous.ranks) if previous is not None else set()
     others = {rank for placement in elsewhere if placement is not None for rank in placement.ranks}
 
-    def badness(group: Ranks) -> tuple[int, int, int, int]:
+    def badness(group: Ranks) -> tuple[float, int, int, int, int]:
         return (
+            max(slowness[rank] for rank in group),
             _blocks_broken(groups, group, idle),
             -len(own.intersection(group)),
             len(others.intersection(group)),
@@ -76,6 +81,7 @@ class Seating:
     ) -> None:
         self._view, self._groups, self._shapes, self._now_s = view, groups, shapes, now_s
         self.idle = set(view.available_ranks(now_s))
+        self._slowness = {rank.rank: rank.slowness for rank in view.ranks}
         self.ends_s: list[float] = []
         self._assignments: list[Assignment] = []
 
@@ -84,7 +90,9 @@ class Seating:
         if not self.idle:
             return
         home = [rank for rank in (request.placement.ranks if request.placement else ()) if rank in self.idle]
-        placement = Placement((home[0],)) if home else seat(self._groups, self.idle, 1, None, ())
+        placement = (
+            Placement((home[0],)) if home else seat(self._groups, self.idle, 1, None, (), slowness=self._slowness)
+        )
         assert placement is not None, "a rank is idle"
         self.idle.difference_update(placement.ranks)
         self._assignments += chain(request, placement, 0)
@@ -98,7 +106,7 @@ class Seating:
             costs = self._costs(request)
             elsewhere = [requests[other.index].placement for other in jobs[position + 1 :]]
             for degree in sorted((degree for degree in costs.step_s if degree <= job.sp_degree), reverse=True):
-                placement = seat(self._groups, self.idle, degree, request.placement, elsewhere)
+                placement = seat(self._groups, self.idle, degree, request.placement, elsewhere, slowness=self._slowness)
                 if placement is None:
                     continue
                 steps = job.num_steps
@@ -108,9 +116,11 @@ class Seating:
                 self.ends_s.append(self._now_s + costs.chain_s(request, degree, steps))
                 break
 
-    def plan(self, *, anybody_waits: bool) -> Plan:
-        """The segments, and when to plan again."""
+    def plan(self, *, anybody_waits: bool, not_after_s: float) -> Plan:
+        """The segments, and when to plan again: when work ends, and for work from `not_after_s` on."""
         wake_at_s = next_wake_s(self._view, self._now_s, self.ends_s, with_ranks=anybody_waits)
+        if not_after_s < math.inf:
+            wake_at_s = min(wake_at_s or math.inf, wake_ahead_s(self._view, self._now_s, not_after_s))
         return Plan(tuple(self._assignments), wake_at_s)
 
     def _costs(self, request: RequestView) -> ShapeCosts:
