@@ -75,7 +75,9 @@ def plan_workload(table: LatencyTable, world_size: int, shape: LoadShape) -> tup
     sizes, num_steps = fit_into_span(table, world_size, shape)
     order = [sizes[index % len(sizes)] for index in range(shape.num_requests)]
     draw.shuffle(order)
-    mean_gpu_seconds = sum(_gpu_seconds(table, size, num_steps) for size in order) / len(order)
+    mean_gpu_seconds = sum(cheapest_gpu_seconds(table, size.height, size.width, num_steps) for size in order) / len(
+        order
+    )
     arrivals_per_s = shape.utilization * world_size / mean_gpu_seconds
     digits = len(str(shape.num_requests - 1))
     planned, now_s = [], 0.0
@@ -114,8 +116,8 @@ def fit_into_span(table: LatencyTable, world_size: int, shape: LoadShape) -> tup
 
 def _steps_within_span(table: LatencyTable, world_size: int, shape: LoadShape, sizes: Sequence[Size]) -> int:
     budget = shape.span_s * world_size * shape.utilization / shape.num_requests
-    fixed = sum(_gpu_seconds(table, size, 0) for size in sizes) / len(sizes)
-    step = sum(_gpu_seconds(table, size, 1) for size in sizes) / len(sizes) - fixed
+    fixed = sum(cheapest_gpu_seconds(table, size.height, size.width, 0) for size in sizes) / len(sizes)
+    step = sum(cheapest_gpu_seconds(table, size.height, size.width, 1) for size in sizes) / len(sizes) - fixed
     return min(_MOST_STEPS, int((budget - fixed) / step))
 
 
@@ -164,7 +166,8 @@ def _trace_line(item: PlannedRequest) -> dict[str, str | int | float | None]:
     }
 
 
-def _gpu_seconds(table: LatencyTable, size: Size, num_steps: int) -> float:
-    degree = table.degrees(size.height, size.width)[0]
-    step = degree * table.step_s(size.height, size.width, degree)
-    return table.encode_s() + num_steps * step + table.decode_s(size.height, size.width)
+def cheapest_gpu_seconds(table: LatencyTable, height: int, width: int, num_steps: float) -> float:
+    """What one image costs on the fewest ranks that its steps can run on, encode and decode included."""
+    degree = table.degrees(height, width)[0]
+    step_gpu_s = degree * table.step_s(height, width, degree)
+    return table.encode_s() + num_steps * step_gpu_s + table.decode_s(height, width)

@@ -49,6 +49,8 @@ class ExecutorSettings(BaseModel):
             are steadier; for a machine that does nothing else.
         group_timeout_s: a collective that takes longer fails its group.
         segment_timeout_s: a segment that runs longer gets its ranks killed; one of known length much sooner.
+        slow_pass_s: a segment of known length gets its ranks killed after ten times that and this: a first pass on a
+            new shape takes seconds, and after the loss of a rank `model.compile` makes it a minute or more.
         start_timeout_s: at the start of the server, loading the model and forming the groups must end within this.
         respawn_timeout_s: a rank that replaces a lost one must have loaded the model within this, or is killed and
             tried again. None takes thrice what the slowest rank needed at the start, at least 60 s and at most
@@ -63,6 +65,7 @@ class ExecutorSettings(BaseModel):
     pin_ranks: bool = False
     group_timeout_s: float = Field(default=60.0, gt=0)
     segment_timeout_s: float = Field(default=120.0, gt=0)
+    slow_pass_s: float = Field(default=10.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     respawn_timeout_s: float | None = Field(default=None, gt=0)
     form_timeout_s: float = Field(default=60.0, gt=0)

@@ -25,8 +25,7 @@ from tetriserve_backend.executor.wire import HostTensor, PartDone, PartFailed
 
 _STRAGGLER_GRACE_S = 10.0
 _HEAL_TIMEOUT_S = 10.0
-# A first pass on a new shape may take seconds, whatever the latency table says.
-_TIMEOUT_FACTOR, _TIMEOUT_GRACE_S = 10.0, 10.0
+_TIMEOUT_FACTOR = 10.0
 _LATE_FACTOR, _LATE_GRACE_S = 2.0, 1.0
 
 
@@ -37,14 +36,17 @@ class Dispatcher:
         store: the host copies.
         segment_timeout_s: a segment that runs longer gets its ranks killed, or much sooner if it is
             known how long it should take.
+        slow_pass_s: what a first pass on a new shape may take, whatever is known.
         heals_in_place: whether ranks can leave a collective that broke (gloo) or must be killed (NCCL).
 
     Each method returns what to do now, in order.
     """
 
-    def __init__(self, store: HostStore, segment_timeout_s: float, heals_in_place: bool) -> None:
+    def __init__(
+        self, store: HostStore, segment_timeout_s: float, heals_in_place: bool, slow_pass_s: float = 10.0
+    ) -> None:
         self._store = store
-        self._segment_timeout_s = segment_timeout_s
+        self._segment_timeout_s, self._slow_pass_s = segment_timeout_s, slow_pass_s
         self._heals_in_place = heals_in_place
         self._usable: set[int] = set()
         # In the order of submission.
@@ -171,7 +173,7 @@ class Dispatcher:
             return True
         limit_s, expected_s = self._segment_timeout_s, task.command.expected_s
         if expected_s > 0:
-            limit_s = min(limit_s, _TIMEOUT_FACTOR * expected_s + _TIMEOUT_GRACE_S)
+            limit_s = min(limit_s, _TIMEOUT_FACTOR * expected_s + self._slow_pass_s)
         return task.runs_longer_than(limit_s, now_s)
 
     def _pump(self) -> list[Action]:

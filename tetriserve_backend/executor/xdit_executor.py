@@ -238,7 +238,8 @@ class XditExecutor:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(host_rendezvous)
         self.device, self.world_size = machine.device, machine.world_size
-        self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, machine.device == "cpu")
+        heals_in_place = machine.device == "cpu"
+        self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, heals_in_place, settings.slow_pass_s)
         self._pool.start(
             RankSpec(
                 rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=self._rendezvous.port,

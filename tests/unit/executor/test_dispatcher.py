@@ -206,6 +206,15 @@ def test_time_that_a_segment_may_take_follows_from_what_is_expected() -> None:
     assert [a.ranks for a in dispatcher.overdue(101.0) if isinstance(a, KillRanks)] == [(1,), (2,)]
 
 
+def test_first_pass_may_be_slow_where_the_settings_say_so() -> None:
+    dispatcher = Dispatcher(HostStore(), segment_timeout_s=100.0, heals_in_place=True, slow_pass_s=60.0)
+    dispatcher.world_formed(ALL)
+    dispatcher.submit(denoise(1, (0,), expected_s=1.0))
+    assert dispatcher.overdue(0.0) == []
+    assert dispatcher.overdue(69.0) == []
+    assert [a.ranks for a in dispatcher.overdue(71.0) if isinstance(a, KillRanks)] == [(0,)]
+
+
 def test_members_that_do_not_heal_their_group_are_killed_once_they_could_have(dispatcher: Dispatcher) -> None:
     dispatcher.submit(denoise(1, (0, 1)))
     dispatcher.submit(denoise(2, (1,), "r1", expected_s=2.0))

@@ -54,7 +54,7 @@ def bench(
         spec = read_spec(config, assignments or [])
         folder.claim(spec, fresh=fresh)
         table = _table(spec, folder, console)
-        benchmark = _Benchmark(spec, spec.with_deadlines(table), table, folder, console)
+        benchmark = _Benchmark(spec, spec.concrete(table), table, folder, console)
         status = benchmark.run(processes)
         benchmark.report()
     except (ConfigurationError, LatencyTableError) as error:
@@ -83,7 +83,7 @@ def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTa
 
 @dataclass(frozen=True, slots=True)
 class _Benchmark:
-    """One benchmark with all that it needs; `grid` has its SLOs in seconds."""
+    """One benchmark with all that it needs; `grid` is concrete."""
 
     spec: BenchSpec
     grid: SweepSpec

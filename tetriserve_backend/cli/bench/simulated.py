@@ -25,7 +25,7 @@ def simulate_grid(
     """Do the cells of these runs, and yield each run when its summary is written.
 
     Args:
-        grid: with SLOs in seconds.
+        grid: concrete.
         table: what work costs.
         folder: where the summaries go.
         missing: what is to be done.

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tetriserve_backend.cli.workload import cheapest_gpu_seconds
 from tetriserve_backend.domain import ConfigurationError, image_tokens
 from tetriserve_backend.engine.prediction import fastest_latency_s
 from tetriserve_backend.latency_table import LatencyTable
@@ -47,6 +48,9 @@ class BenchSpec(BaseModel):
         where: see `Where`.
         grid: policies and workloads, as for `tetriserve sweep`; noise and bound are for the simulator's runs.
         slo: see `SloBasis`.
+        load: share of the ranks' time that a trace would fill with every request on the fewest ranks it can run on. It
+            sets the rate, so that a benchmark is as hard on a fast machine as on a slow one; None leaves the grid's.
+        trace_s: how long a trace lasts; sets the number of requests. None leaves the workload's.
         latency_table: a `*.latency.json`, seen from the configuration's folder; None measures one before the first
             run, on the ranks that will serve (LIVE only).
         measure_repeats: samples of each entry of that table.
@@ -64,6 +68,8 @@ class BenchSpec(BaseModel):
     where: Where = Where.LIVE
     grid: SweepSpec
     slo: SloBasis = SloBasis.GIVEN
+    load: float | None = Field(default=None, gt=0)
+    trace_s: float | None = Field(default=None, gt=0)
     latency_table: str | None = None
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
@@ -82,9 +88,13 @@ class BenchSpec(BaseModel):
         return server
 
     @model_validator(mode="after")
-    def _table_known(self) -> "BenchSpec":
+    def _complete(self) -> "BenchSpec":
         if self.where is Where.SIMULATOR and self.latency_table is None:
             raise ValueError("latency_table: the simulator needs one")
+        if self.load is not None and len(self.grid.mixes) > 1:
+            raise ValueError("load: sets one rate, so there can be one mix only")
+        if self.trace_s is not None and self.load is None and len(self.grid.rates_per_minute) > 1:
+            raise ValueError("trace_s: sets one number of requests, so there can be one rate only")
         return self
 
     @property
@@ -108,17 +118,33 @@ class BenchSpec(BaseModel):
         }
         return self.server.model_copy(update=changes)
 
-    def with_deadlines(self, table: LatencyTable) -> SweepSpec:
-        """The grid with SLOs in seconds.
+    def concrete(self, table: LatencyTable) -> SweepSpec:
+        """The grid with SLOs, rates and requests as numbers, as far as they follow from the latency table.
 
         Raises:
             LatencyTableError: the table lacks a resolution of the grid.
         """
-        if self.slo is SloBasis.GIVEN:
-            return self.grid
-        steps = self.grid.workload.max_steps
-        slo_s = {f"{h}x{w}": round(fastest_latency_s(table, h, w, steps), 6) for h, w in self.shapes}
-        return self.grid.model_copy(update={"workload": self.grid.workload.model_copy(update={"slo_s": slo_s})})
+        changes: dict[str, Any] = {}
+        rates = self.grid.rates_per_minute
+        if self.slo is SloBasis.FASTEST:
+            steps = self.grid.workload.max_steps
+            changes["slo_s"] = {f"{h}x{w}": round(fastest_latency_s(table, h, w, steps), 6) for h, w in self.shapes}
+        if self.load is not None:
+            ranks = self.grid.gpus or table.world_size
+            rates = (round(60 * self.load * ranks / self._mean_gpu_seconds(table), 2),)
+        if self.trace_s is not None:
+            changes["requests"] = max(1, round(rates[0] * self.trace_s / 60))
+        workload = self.grid.workload.model_copy(update=changes)
+        return self.grid.model_copy(update={"workload": workload, "rates_per_minute": rates})
+
+    def _mean_gpu_seconds(self, table: LatencyTable) -> float:
+        """Of a request of the mix that takes no more ranks than it must."""
+        workload = self.grid.cells()[0]
+        steps = (workload.min_steps + workload.max_steps) / 2
+        return sum(
+            share * cheapest_gpu_seconds(table, height, width, steps)
+            for (height, width), share in workload.weights().items()
+        )
 
 
 def read_spec(config: Path, assignments: Sequence[str]) -> BenchSpec:
