@@ -59,7 +59,8 @@ def visits(work: Sequence[Work], settings: ProfileSettings, have: Mapping[Work, 
         settings: repeats and rounds.
         have: samples that are already there; a visit that would add none is left out.
     """
-    rounds = min(settings.rounds, settings.repeats)
+    # Two samples at least, since only the second has another right before it: that is what dispatch is measured by.
+    rounds = max(1, min(settings.rounds, settings.repeats // 2))
     for number in range(1, rounds + 1):
         target = -(-settings.repeats * number // rounds)
         for one in work if number % 2 else reversed(work):

@@ -62,6 +62,11 @@ def test_samples_of_an_entry_are_spread_over_the_rounds():
         assert {visit.work for visit in plan[start : start + len(work)]} == set(work)
 
 
+def test_every_visit_has_two_samples_however_few_there_are():
+    few = SETTINGS.model_copy(update={"repeats": 5})
+    assert [visit.target for visit in visits([EncodeWork(1)], few, {})] == [3, 5]
+
+
 def test_every_other_round_goes_backwards_so_that_a_drift_favours_no_entry():
     work = list_work(SETTINGS, two_ranks)
     order = [visit.work for visit in visits(work, SETTINGS, {})]

@@ -150,7 +150,7 @@ def serve(
     *,
     lead_s: float = 0.02,
     failures: Sequence[RankFailure] = (),
-    stretch=lambda segment: 1.0,
+    stretch=lambda segment, start_s: 1.0,
 ) -> Run:
     """Serve requests (in order of arrival) in virtual time on a fresh engine, with checked plans."""
     policy = CheckedPolicy(make_policy(settings, table, world_size))

@@ -90,7 +90,7 @@ def test_every_request_is_served_although_ranks_are_lost(h100, arrivals, config,
 )
 def test_segments_may_take_longer_or_shorter_than_profiled(h100, arrivals, config, seed):
     noise = random.Random(seed)
-    run = serve(stream(arrivals), h100, 6, config, stretch=lambda segment: noise.uniform(0.8, 1.5))
+    run = serve(stream(arrivals), h100, 6, config, stretch=lambda segment, start_s: noise.uniform(0.8, 1.5))
     assert all(outcome.outcome == "finish" for outcome in run.outcomes.values())
 
 

@@ -75,7 +75,7 @@ def _steps(grid: Grid) -> Table:
     table = Table(title=f"{grid.title}: ms (speed-up, efficiency; cv)")
     table.add_column("resolution", no_wrap=True)
     for column in grid.columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for shape, row in grid.rows():
         table.add_row(f"{shape[0]}x{shape[1]}", *(_cell(grid, shape, column) for column in row))
     return table
