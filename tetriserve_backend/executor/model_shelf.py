@@ -1,6 +1,7 @@
 """Which models the ranks hold, and bringing every rank to the same ones."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ class ModelShelf:
         self._facts: dict[str, ModelFacts] = {}
         self._ranks: dict[int, _RankShelf] = {}
         self._changes: dict[str, _Change] = {}
+        self._failure: str | None = None
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -76,17 +78,19 @@ class ModelShelf:
         return self._facts[name]
 
     async def unload(self, name: str, ranks: Iterable[int], limit_s: float) -> None:
-        """Have no rank hold that model any more; returns when its memory is free."""
-        if self._wanted.pop(name, None) is None:
+        """Have no rank hold that model any more; returns when its memory is free, or the ranks are beyond repair."""
+        if self._wanted.pop(name, None) is None or self._failure is not None:
             return
         change = self._change(name, ranks, wire.UnloadModel(name), limit_s)
         for rank in list(self._ranks):
             self._look(rank)
-        await change
+        with contextlib.suppress(ServerError):
+            await change
         self._facts.pop(name, None)
 
     def fail(self, reason: str) -> None:
-        """The ranks are beyond repair: whoever waits for them is told."""
+        """The ranks are beyond repair: whoever waits for them is told, now and from here on."""
+        self._failure = reason
         for change in self._changes.values():
             if not change.done.done():
                 change.done.set_exception(ServerError(reason))
@@ -135,6 +139,8 @@ class ModelShelf:
 
     async def _change(self, name: str, ranks: Iterable[int], message: wire.Message, limit_s: float) -> set[int]:
         """Tell every rank and wait for all; those that are not done in time, which will be replaced."""
+        if self._failure is not None:
+            raise ServerError(self._failure)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes[name] = change = _Change(set(ranks), done)
         for rank in self._ranks:
