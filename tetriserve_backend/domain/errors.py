@@ -88,4 +88,14 @@ class ConfigurationError(ServerError):
 
 
 class LatencyTableError(ServerError):
-    """A latency table is missing, broken or lacks a shape; the message names file, field and expectation."""
+    """A latency table is missing, broken or lacks a shape; the message names file, field, expectation and fix.
+
+    Args:
+        message: for whoever runs the server.
+        allowed: what could have been asked for, where the question was wrong rather than the table: for clients, whom
+            files and fixes do not concern.
+    """
+
+    def __init__(self, message: str, allowed: str = "") -> None:
+        self.allowed = allowed
+        super().__init__(message)

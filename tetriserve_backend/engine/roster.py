@@ -39,5 +39,5 @@ class ModelRoster:
         try:
             self._tables.of(request.model).check_resolution(request.height, request.width)
         except LatencyTableError as problem:
-            return InvalidRequestError("height/width", f"{request.height}x{request.width}", str(problem))
+            return InvalidRequestError("height, width", f"got {request.height}x{request.width}", problem.allowed)
         return None

@@ -95,10 +95,10 @@ def parse_document(raw: object, origin: str) -> TableDocument:
     return document
 
 
-def refusal(origin: str, field: str, problem: str, fix: str) -> LatencyTableError:
+def refusal(origin: str, field: str, problem: str, fix: str, allowed: str = "") -> LatencyTableError:
     """The error for a table that cannot be used: file, field if it is one field's, what is wrong, and the way out."""
     where = f"{field}: " if field else ""
-    return LatencyTableError(f"latency table {origin}: {where}{problem}; fix: {fix}")
+    return LatencyTableError(f"latency table {origin}: {where}{problem}; fix: {fix}", allowed)
 
 
 def dump_document(document: TableDocument) -> dict[str, Any]:

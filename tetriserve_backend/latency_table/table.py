@@ -291,18 +291,16 @@ class LatencyTable:
         """
         side = PIXELS_PER_TOKEN_SIDE
         if height <= 0 or width <= 0 or height % side or width % side:
+            allowed = f"positive multiples of {side} pixels"
             raise LatencyTableError(
-                f"latency table {self._origin}: {height}x{width}: expected height and width to be "
-                f"positive multiples of {side} pixels"
+                f"latency table {self._origin}: {height}x{width}: expected height and width to be {allowed}", allowed
             )
-        tokens = image_tokens(height, width)
-        if not self._min_tokens <= tokens <= self._max_tokens:
-            problem = (
-                f"{height}x{width} has {tokens} latent tokens; expected {self._min_tokens} to {self._max_tokens} "
-                f"(height times width from {self._min_tokens * side**2} to {self._max_tokens * side**2} pixels)"
-            )
+        tokens, low, high = image_tokens(height, width), self._min_tokens, self._max_tokens
+        if not low <= tokens <= high:
+            allowed = f"{low} to {high} (height times width from {low * side**2} to {high * side**2} pixels)"
+            problem = f"{height}x{width} has {tokens} latent tokens; expected {allowed}"
             fix = f"`tetriserve profile` with --resolutions that reach to {height}x{width}"
-            raise refusal(self._origin, "step", problem, fix)
+            raise refusal(self._origin, "step", problem, fix, f"latent tokens from {allowed}")
 
 
 def _step(entry: StepEntry) -> Work:

@@ -28,8 +28,8 @@ class SchedulerSettings(BaseModel):
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
         segment_seconds: how long `tetris` lets a segment run before it plans anew, roughly: shorter reacts
             sooner, longer costs fewer dispatches.
-        plan_tries: packings that `tetris` tries per plan when not everybody can be saved.
-        plan_candidates: how many of the dearest requests `tetris` may give up in turn to save others.
+        plan_tries: packings that `tetris` tries per plan when not everybody can be saved; fewer in a crowd.
+        plan_candidates: how many of the dearest requests `tetris` may widen or give up in turn to save others.
         pod_size: ranks that `tetris` plans as one, a power of two: the widest group, and a node at most. Larger
             worlds are pods side by side, so that a decision takes no longer in them.
         max_segment_steps: steps that the policies without rounds send at a time; a request can be cancelled,

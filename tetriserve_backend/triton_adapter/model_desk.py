@@ -22,6 +22,7 @@ class ModelDesk:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._server: asyncio.Server | None = None
+        self._inode: int | None = None
         self._visits: set[asyncio.Task[None]] = set()
         self._models: ServedModels | None = None
         self._is_serving = asyncio.Event()
@@ -31,6 +32,7 @@ class ModelDesk:
         # One that a killed server has left.
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._on_visit, self._path)
+        self._inode = self._path.stat().st_ino
 
     def serve(self, models: ServedModels) -> None:
         """Carry out orders."""
@@ -42,9 +44,11 @@ class ModelDesk:
         if self._server is not None:
             self._server.close()
             self._server = None
-            self._path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                self._path.parent.rmdir()
+                # Unless it is our successor's already: Triton starts a new stub before it ends the old one.
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+                    self._path.parent.rmdir()
         for visit in self._visits:
             visit.cancel()
         await asyncio.gather(*self._visits, return_exceptions=True)

@@ -31,7 +31,8 @@ def fitted_to_model(
         spec: valid by itself.
         facts: what is known of the model: `model` (its name), `max_sequence_length` and, where it matters,
             `supports_negative_prompt` (false if absent), `default_guidance_scale` and `max_side` (pixels).
-        check_resolution: raises `LatencyTableError` for a (height, width) that the model is not served at.
+        check_resolution: raises `LatencyTableError` for a (height, width) that the model is not served at; what it says
+            to be `allowed` goes to the client.
 
     Raises:
         InvalidRequestError: names the field.
@@ -53,10 +54,7 @@ def fitted_to_model(
     try:
         check_resolution(spec.height, spec.width)
     except LatencyTableError as error:
-        # How to fix the table is not the client's business.
-        problem = str(error).partition("; fix: ")[0]
-        allowed = problem.partition("expected ")[2] or problem
-        raise InvalidRequestError("height, width", f"got {spec.height}x{spec.width}", allowed) from error
+        raise InvalidRequestError("height, width", f"got {spec.height}x{spec.width}", error.allowed) from error
     guidance_scale = spec.guidance_scale
     if guidance_scale is None:
         guidance_scale = float(str(facts.get("default_guidance_scale", _DEFAULT_GUIDANCE_SCALE)))

@@ -1,5 +1,7 @@
 """The core answers each event with exactly the right commands."""
 
+import re
+
 import pytest
 
 from tests.unit.engine.conftest import make_request
@@ -203,6 +205,9 @@ def test_draining_refuses_new_requests_and_aborting_fails_the_rest(core, policy)
 def test_a_resolution_outside_the_table_is_refused(core):
     (end,) = core.handle(ev.RequestArrived(make_request(side=4096)), 0.0)
     assert end.outcome == "reject" and isinstance(end.error, InvalidRequestError)
+    # Nothing of the server's files, nor of what its operator should do.
+    expected = r"height, width: got 4096x4096; allowed: latent tokens from 256 to \d+ \(height times width from .*\)"
+    assert re.fullmatch(expected, str(end.error))
 
 
 def test_a_timer_is_set_once_for_one_wake_time(core, policy):

@@ -122,3 +122,47 @@ def test_any_degree_may_be_profiled_not_only_powers_of_two():
     raw["step"].append({"height": 192, "width": 256, "batch": 1, "sp": 3, "seconds": 0.05})
     raw["decode"].append({"height": 192, "width": 256, "seconds": 0.004})
     assert LatencyTable.from_dict(raw, "t").degrees(192, 256) == (3,)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fix"),
+    [
+        (("dispatch_seconds",), DELETE, "add the seconds that `tetriserve profile` measures, or 0"),
+        (("step", 0, "seconds"), DELETE, "add the seconds that `tetriserve profile` measures"),
+        (("device",), DELETE, "add the product name of the device"),
+        (("step", 1, "seconds"), -0.1, "replace it by the seconds that `tetriserve profile` measures"),
+        (("decode", 0, "seconds"), -1.0, "replace it by the seconds that `tetriserve profile` measures"),
+        (("schema",), "tetriserve.latency_table/2", "profile again with this version"),
+        (("schema",), DELETE, 'add "tetriserve.latency_table/1"'),
+        (("step", 0, "height"), 250, "replace it by pixels, a positive multiple of 16"),
+        (("step", 1, "sp"), 4, "remove the entry, or correct world_size"),
+        (("step", 1, "sp"), 1, "remove one of the two"),
+        (("encode", 0, "batch"), 2, "measure with 1 among the --batches"),
+    ],
+)
+def test_error_ends_with_the_fix(path, value, fix):
+    with pytest.raises(LatencyTableError) as error:
+        LatencyTable.from_dict(broken(path, value), "t")
+    assert f"; fix: {fix}" in str(error.value)
+
+
+def test_what_is_no_table_file_is_refused_with_a_way_out(tmp_path):
+    for text in ("{", "[]"):
+        (tmp_path / "bad.latency.json").write_text(text)
+        with pytest.raises(LatencyTableError, match=r"bad\.latency\.json: expected .*; fix: .*tetriserve profile"):
+            LatencyTable.load(tmp_path / "bad.latency.json")
+    with pytest.raises(LatencyTableError, match=r"cannot be read: .*; fix: name a file that is there"):
+        LatencyTable.load(tmp_path / "absent.latency.json")
+
+
+def test_a_shape_that_the_table_lacks_is_refused_with_how_to_profile_it():
+    table = LatencyTable.from_dict(RAW, "some.latency.json")
+    for ask, fix in (
+        (lambda: table.step_s(256, 256, 2, batch=4), "--resolutions 256x256 --degrees 2 --batches 1,4"),
+        (lambda: table.check_resolution(512, 512), "--resolutions that reach to 512x512"),
+        (lambda: table.encode_s(3), "--batches 1,3"),
+        (lambda: table.restricted_to((4,)), "--degrees"),
+    ):
+        with pytest.raises(LatencyTableError, match=r"latency table some\.latency\.json: (step|encode): ") as error:
+            ask()
+        assert fix in str(error.value).partition("; fix: ")[2]

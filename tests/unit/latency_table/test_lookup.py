@@ -59,8 +59,9 @@ def test_outside_the_profiled_range_the_error_names_the_range(shape):
 
 @pytest.mark.parametrize("shape", [(250, 256), (256, 1000), (0, 256), (-256, 256)])
 def test_sides_must_be_positive_multiples_of_16(shape):
-    with pytest.raises(LatencyTableError, match="positive multiples of 16"):
+    with pytest.raises(LatencyTableError, match="positive multiples of 16") as error:
         TABLE.check_resolution(*shape)
+    assert error.value.allowed == "positive multiples of 16 pixels"
 
 
 def test_unprofiled_degree_and_batch_are_refused_with_what_is_profiled():

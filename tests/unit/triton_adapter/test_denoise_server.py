@@ -30,7 +30,7 @@ class Inline:
 
 def check_resolution(height: int, width: int) -> None:
     if height > 512:
-        raise LatencyTableError(f"latency table t: {height}x{width} is large; expected up to 512x512")
+        raise LatencyTableError(f"latency table t: {height}x{width} is large; fix: profile it", "up to 512x512")
 
 
 def make_spec(request_id: str = "r1", height: int = 64, num_images: int = 1) -> str:

@@ -22,6 +22,7 @@ class LiveResult:
         at_pace: predicted from the latency table and how fast the ranks were during the run.
         pace: seconds of work over what the table says.
         idle_share: see `overhead.gaps.idle_share`.
+        simulated_idle_share: the same at pace: what of it the policy wanted.
         problems: what is wrong with its timeline.
     """
 
@@ -32,6 +33,7 @@ class LiveResult:
     at_pace: Prediction
     pace: float
     idle_share: float
+    simulated_idle_share: float
     problems: tuple[str, ...]
 
 
@@ -102,7 +104,8 @@ def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
                 f"{group.mean_latency_s(_live):.3f}",
                 f"{statistics.fmean(result.live.gpu_utilization for result in group.results):.0%}",
                 f"{statistics.fmean(result.pace for result in group.results):.2f}",
-                f"{max(result.idle_share for result in group.results):.2%}",
+                f"{statistics.fmean(result.idle_share for result in group.results):.2%}",
+                f"{statistics.fmean(result.simulated_idle_share for result in group.results):.2%}",
                 "good" if not problems else f"{problems} problems",
             )
         )
@@ -116,11 +119,15 @@ def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
         "ranks busy",
         "pace",
         "idle between segments",
+        "of it by plan",
         "timeline",
     )
     notes = (
         "The lead is the mean over the traces with its standard error. Pace: seconds of work over what the latency"
         " table says; 1 is as fast as when it was measured.",
+        "Idle between segments: time in which ranks do nothing between two segments of a request that stays on them,"
+        " over the time of all segments; by plan: as much of it as the simulator has at the same pace, where nothing"
+        " but the policy makes ranks wait.",
     )
     return Sheet(f"live: {workload}", headings, tuple(rows), notes)
 

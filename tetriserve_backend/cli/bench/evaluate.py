@@ -71,5 +71,6 @@ def _evaluate_one(
         at_pace,
         pace.overall,
         idle_share(served.events),
+        idle_share(at_pace.events),
         (*find_problems(served.events, live.gpus), *find_trace_problems(served.events, slo_s)),
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.simulator.trace import TraceRequest, read_trace
 from tetriserve_client import AsyncTetriserveClient, GenerateResult, ImageRequest, Size, TetriserveClientError
 
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--output-format", default="png")
     parser.add_argument("--give-up-s", type=float, default=300.0)
     options = parser.parse_args()
+    start_death_watch()
     answers = asyncio.run(
         replay(
             list(read_trace(options.trace)),

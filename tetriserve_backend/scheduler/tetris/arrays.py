@@ -50,6 +50,7 @@ class Requests(NamedTuple):
         ready_s, due_s: between these moments a request may run.
         steps: that it needs (> 0).
         shapes: its row in the `ShapeTable`.
+        levels: how many of its degrees it uses at once, as wide as is free; 0: as narrow as its deadline allows.
     """
 
     order: Ints
@@ -58,6 +59,16 @@ class Requests(NamedTuple):
     due_s: Floats
     steps: Floats
     shapes: Ints
+    levels: Ints
+
+
+class Started(NamedTuple):
+    """Segments that start at the beginning of a plan: which request, on how many ranks, how many steps, until when."""
+
+    indices: Ints
+    degrees: Ints
+    num_steps: Ints
+    ends_s: Floats
 
 
 class Packing(NamedTuple):
@@ -66,11 +77,13 @@ class Packing(NamedTuple):
     Attributes:
         gpu_seconds: what it costs; -1 if it is not saved.
         first_degree: its degree at the moment it is ready; 0 if it waits then.
+        until_s: when it leaves its first degree.
         end_s: when its last step ends; inf if it is not saved.
         left: what stays free.
     """
 
     gpu_seconds: Floats
     first_degree: Ints
+    until_s: Floats
     end_s: Floats
     left: Profile

@@ -1,12 +1,19 @@
 """What to run now: the first pieces of the plan, and whatever the ranks that it leaves idle can do meanwhile."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.costs import ShapeCosts
+from tetriserve_backend.scheduler.tetris.arrays import Started
 from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
+
+_OVERRUN_S = 1e-3
+"""What ends this little behind its piece of the plan is in time."""
 
 
 @dataclass(slots=True)
@@ -24,12 +31,16 @@ class JobList:
     Args:
         shapes: what requests cost.
         planner: has planned `situation`.
+
+    Attributes:
+        held_until_s: when ranks that are held idle for the next piece of the plan are due; inf if none are.
     """
 
     def __init__(self, shapes: ShapeRows, planner: Planner, situation: Situation) -> None:
         self._shapes, self._planner, self._situation = shapes, planner, situation
         self._idle = situation.idle
         self._jobs: dict[int, Job] = {}
+        self.held_until_s = math.inf
 
     def fill(self, *, use_idle: bool) -> list[Job]:
         """The jobs, in the order in which they were given ranks."""
@@ -50,9 +61,53 @@ class JobList:
         for index in planner.order:
             degree = planner.first_degree[index]
             if degree and situation.ready[index] and degree <= self._idle:
-                steps = self._steps(index, degree)
-                self._jobs[index] = Job(index, degree, steps)
+                self._jobs[index] = Job(index, degree, self._steps(index, degree))
                 self._idle -= degree
+        self._shorten_what_outlasts_its_piece()
+
+    def _shorten_what_outlasts_its_piece(self) -> None:
+        """Steps are whole, the plan's pieces are not: what runs on into the next piece may cost somebody's deadline.
+
+        Then it does fewer steps, or waits with its ranks held for those that come back by the next piece.
+        """
+        planner = self._planner
+        over_s = {index: self._job_end_s(job) - planner.until_s[index] for index, job in self._jobs.items()}
+        outlasting = sorted((i for i, over in over_s.items() if over > _OVERRUN_S), key=lambda i: -over_s[i])
+        saved = self._saved_after(self._jobs) if outlasting else planner.num_saved
+        for index in outlasting:
+            if saved >= planner.num_saved:
+                return
+            job = self._jobs[index]
+            step_s = self._costs(index).step_s[job.sp_degree]
+            fits = max(0, job.num_steps - 1 - int(over_s[index] / step_s))
+            may_wait = any(at_s <= planner.until_s[index] + _OVERRUN_S for at_s in self._situation.returns_s)
+            for steps in sorted({min(fits + 1, job.num_steps - 1), fits, 0}, reverse=True):
+                if not steps and not may_wait:
+                    break
+                instead = self._jobs | {index: Job(index, job.sp_degree, steps)}
+                if not steps:
+                    del instead[index]
+                saved_instead = self._saved_after(instead)
+                if saved_instead > saved:
+                    saved, self._jobs = saved_instead, instead
+                    break
+            if index not in self._jobs:
+                self._idle += job.sp_degree
+                self.held_until_s = min(self.held_until_s, planner.until_s[index])
+
+    def _saved_after(self, jobs: Mapping[int, Job]) -> int:
+        started = list(jobs.values())
+        return self._planner.saved_after(
+            Started(
+                np.array([job.index for job in started], np.int64),
+                np.array([job.sp_degree for job in started], np.int64),
+                np.array([job.num_steps for job in started], np.int64),
+                np.array([self._job_end_s(job) for job in started], float),
+            )
+        )
+
+    def _job_end_s(self, job: Job) -> float:
+        return self._end_s(job.index, job.sp_degree, job.num_steps)
 
     def _start_early(self, indices: Sequence[int]) -> None:
         """Requests that the plan starts later, or cannot save, make progress now, as wide as it goes.

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from tetriserve_backend.scheduler.tetris.arrays import Ints, Packing, Profile, Requests, ShapeTable, Speeds
+from tetriserve_backend.scheduler.tetris.arrays import Ints, Packing, Profile, Requests, ShapeTable, Speeds, Started
 from tetriserve_backend.scheduler.tetris.compiled import compiled
 
 TOLERANCE_S = 1e-9
@@ -82,34 +82,42 @@ def steps_within(profile: Profile, window: tuple[int, int], speeds: Speeds, coun
 
 
 @compiled
-def place(profile: Profile, ready_s: float, due_s: float, steps: float, speeds: Speeds) -> tuple[float, int, float]:
-    """Take what `steps` steps between `ready_s` and `due_s` need from the profile.
+def place(
+    profile: Profile, ready_s: float, due_s: float, work: tuple[float, Speeds], level: int
+) -> tuple[float, int, float, float]:
+    """Take what `work` (steps, speeds) between `ready_s` and `due_s` needs from the profile.
+
+    As narrow as the deadline allows; with a `level`, as wide as is free of the first `level` degrees, if that is
+    enough: dearer, and sooner out of the way of wide groups.
 
     Returns:
         GPU-seconds (-1 if it cannot be done; the profile may be split but nothing is taken), the degree of the
-        first moment (0: it waits) and the end, as in `Packing`.
+        first moment (0: it waits), until when it keeps that, and the end, as in `Packing`.
     """
     if due_s <= ready_s:
-        return -1.0, 0, math.inf
+        return -1.0, 0, math.inf, math.inf
+    steps, speeds = work
     first = split(profile, ready_s)
     window = (first, split(profile, due_s))
+    if level > 0 and steps_within(profile, window, speeds, level) >= steps - _STEPS_TOLERANCE:
+        return take_level(profile, window, work, level, math.inf)
     for count in range(1, len(speeds.degrees) + 1):
         if steps_within(profile, window, speeds, count) >= steps - _STEPS_TOLERANCE:
-            return take_level(profile, window, steps, speeds, count)
-    return -1.0, 0, math.inf
+            missing = steps - steps_within(profile, window, speeds, count - 1)
+            return take_level(profile, window, work, count, missing)
+    return -1.0, 0, math.inf, math.inf
 
 
 @compiled
 def try_place(
     profile: Profile, scratch: Profile, ready_s: float, due_s: float, work: tuple[float, Speeds]
-) -> tuple[float, int, float]:
+) -> tuple[float, int, float, float]:
     """What `place` would return for `work` (steps, speeds); the result is in `scratch`, the profile stays as it is."""
     length = profile.size[0]
     scratch.times[:length] = profile.times[:length]
     scratch.free[:length] = profile.free[:length]
     scratch.size[0] = length
-    steps, speeds = work
-    return place(scratch, max(ready_s, profile.times[0]), due_s, steps, speeds)
+    return place(scratch, max(ready_s, profile.times[0]), due_s, work, 0)
 
 
 @compiled
@@ -130,18 +138,17 @@ def earliest_end(profile: Profile, ready_s: float, steps: float, speeds: Speeds)
 
 @compiled
 def take_level(
-    profile: Profile, window: tuple[int, int], steps: float, speeds: Speeds, count: int
-) -> tuple[float, int, float]:
-    """Take `steps` steps in the intervals of `window`; the last of `count` degrees only as long as it must be.
+    profile: Profile, window: tuple[int, int], work: tuple[float, Speeds], count: int, missing: float
+) -> tuple[float, int, float, float]:
+    """Take `work` in the intervals of `window`; the last of `count` degrees only as long as it must be.
 
-    What the degrees before the last would fall short of is done first, as wide as is free; the rest without
-    the last degree. Returns what `place` returns.
+    The `missing` steps that the degrees before the last would fall short of are done first, as wide as is free;
+    the rest without the last degree. Returns what `place` returns.
     """
+    steps, speeds = work
     times, free = profile.times, profile.free
     first, last = window
-    # Steps that only the last degree brings.
-    missing = steps - steps_within(profile, window, speeds, count - 1)
-    gpu_seconds, first_degree, end_s = 0.0, 0, times[first]
+    gpu_seconds, first_degree, until_s, end_s = 0.0, 0, times[first], times[first]
     i = first
     while i < last and steps > _STEPS_TOLERANCE:
         wide, narrow = widest(speeds.degrees, count, free[i]), widest(speeds.degrees, count - 1, free[i])
@@ -167,9 +174,11 @@ def take_level(
         free[i] -= speeds.degrees[use]
         if i == first:
             first_degree = speeds.degrees[use]
+        if times[i] == until_s and speeds.degrees[use] == first_degree:
+            until_s = times[i + 1]
         i += 1
         end_s = times[i]
-    return gpu_seconds, first_degree, end_s
+    return gpu_seconds, first_degree, until_s, end_s
 
 
 @compiled
@@ -191,15 +200,17 @@ def pack(requests: Requests, table: ShapeTable, start: Profile, packing: Packing
     left.size[0] = length
     saved, total = 0, 0.0
     for request in requests.order:
-        cost, degree, end_s = -1.0, 0, math.inf
+        cost, degree, until_s, end_s = -1.0, 0, math.inf, math.inf
         if not requests.left_out[request]:
             shape = requests.shapes[request]
             num_degrees = table.num_degrees[shape]
             speeds = Speeds(table.degrees[shape, :num_degrees], table.rates[shape, :num_degrees])
-            cost, degree, end_s = place(
-                left, requests.ready_s[request], requests.due_s[request], requests.steps[request], speeds
+            work = (requests.steps[request], speeds)
+            cost, degree, until_s, end_s = place(
+                left, requests.ready_s[request], requests.due_s[request], work, requests.levels[request]
             )
-        packing.gpu_seconds[request], packing.first_degree[request], packing.end_s[request] = cost, degree, end_s
+        packing.gpu_seconds[request], packing.first_degree[request] = cost, degree
+        packing.until_s[request], packing.end_s[request] = until_s, end_s
         if cost >= 0.0:
             saved += 1
             total += cost
@@ -207,32 +218,61 @@ def pack(requests: Requests, table: ShapeTable, start: Profile, packing: Packing
 
 
 @compiled
-def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, effort: tuple[int, int]) -> None:
-    """Pack, and give up the dearest of the saved where that saves more requests, or as many for less.
+def saved_behind(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, started: Started) -> int:
+    """How many requests are saved if these segments start at the beginning of `start`.
 
-    In the spirit of Moore and Hodgson: when somebody cannot be placed, one of the dearest saved requests is
-    left out and all are packed again; better results are kept. `effort` says how many packings in all, and how
-    many of the dearest may be given up in turn. Arguments and results are those of `pack`;
-    `requests.left_out` tells who was given up.
+    Arguments as for `pack`; what `requests` and `start` say of what has started is changed.
     """
-    left_out = requests.left_out
+    done = 0
+    for i in range(len(started.indices)):
+        request, end_s = started.indices[i], started.ends_s[i]
+        take(start, started.degrees[i], start.times[0], end_s)
+        requests.ready_s[request] = end_s
+        requests.steps[request] -= started.num_steps[i]
+        if requests.steps[request] <= 0.0:
+            requests.left_out[request] = True
+            if end_s <= requests.due_s[request]:
+                done += 1
+    return done + pack(requests, table, start, packing)[0]
+
+
+@compiled
+def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, effort: tuple[int, int]) -> None:
+    """Pack, and where somebody cannot be placed, change one thing about the saved and pack again; keep what is better.
+
+    First one of them is made as wide as it goes: a narrow request that takes few ranks for long keeps wide
+    groups from forming. If that saves nobody more, one of the dearest is given up (in the spirit of Moore and
+    Hodgson), where that saves more requests, or as many for less. `effort` says how many packings in all, and
+    how many of the dearest may be given up in turn. Arguments and results are those of `pack`;
+    `requests.left_out` and `requests.levels` tell what was changed.
+    """
+    left_out, levels = requests.left_out, requests.levels
     max_tries, width = effort
     saved, total = pack(requests, table, start, packing)
-    best_left_out, best_gpu_seconds = left_out.copy(), packing.gpu_seconds.copy()
+    best_left_out, best_levels, best_gpu_seconds = left_out.copy(), levels.copy(), packing.gpu_seconds.copy()
     tries, better = 1, True
     while better and tries < max_tries and np.any((best_gpu_seconds < 0.0) & ~best_left_out):
         better = False
-        for request in np.argsort(-best_gpu_seconds)[:width]:
+        dearest = np.argsort(-best_gpu_seconds)[:width]
+        for change in range(2 * len(dearest)):
+            request, widens = dearest[change % len(dearest)], change < len(dearest)
+            num_degrees = table.num_degrees[requests.shapes[request]]
+            if widens and (num_degrees == 1 or best_levels[request] == num_degrees):
+                continue
             if best_gpu_seconds[request] <= 0.0 or tries >= max_tries:
                 continue
+            left_out[:], levels[:] = best_left_out, best_levels
+            if widens:
+                levels[request] = num_degrees
+            else:
+                left_out[request] = True
             tries += 1
-            left_out[:] = best_left_out
-            left_out[request] = True
             saved_now, total_now = pack(requests, table, start, packing)
-            if saved_now > saved or (saved_now == saved and total_now < total - _STEPS_TOLERANCE):
+            cheaper = saved_now == saved and total_now < total - _STEPS_TOLERANCE
+            if saved_now > saved or (cheaper and not widens):
                 saved, total, better = saved_now, total_now, True
-                best_left_out[:] = left_out
+                best_left_out[:], best_levels[:] = left_out, levels
                 best_gpu_seconds[:] = packing.gpu_seconds
                 break
-    left_out[:] = best_left_out
+    left_out[:], levels[:] = best_left_out, best_levels
     pack(requests, table, start, packing)

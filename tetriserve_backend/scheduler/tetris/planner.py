@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tetriserve_backend.domain import SegmentKind
-from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, make_profile
-from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, take, try_place
+from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, Started, make_profile
+from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, saved_behind, take, try_place
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView
 
 _FIRST_ROOM = 256
+_CROWD, _FEWEST_TRIES = 400, 4
+"""A packing takes the longer the more requests there are: so many are packed in one plan, all tries together."""
 _MARGIN_S = 1e-4
 """What ends this close to a deadline might miss it by a rounding error."""
 
@@ -41,7 +43,7 @@ class Planner:
 
     Args:
         shapes: what requests cost.
-        max_tries: packings per plan, at most.
+        max_tries: packings per plan, at most; fewer in a crowd.
         candidates: how many of the dearest requests may be given up in turn.
         num_ranks: that are free before the first plan.
     """
@@ -53,21 +55,35 @@ class Planner:
         self.rows: list[int] = []
         self.saved: list[bool] = []
         self.first_degree: list[int] = []
+        self.until_s: list[float] = []
+        self.num_saved = 0
         self.end_s: list[float] = []
         self.order: list[int] = []
 
     def plan(self, situation: Situation) -> None:
-        """Fill `saved`, `first_degree`, `end_s` (of the last step), `rows` and `order` (deadlines first)."""
+        """Fill what there is to ask about: `rows`, `order` (by due), and the columns of the packing."""
         count = len(situation.requests)
         self.rows = [self._shapes.row(view.request) for view in situation.requests]
         requests = self._to_pack(situation)
         start = _profile(situation)
         # Each placement splits the profile at its begin and end, and twice inside; each interval of the start once.
         self._make_room(2 * len(start.times) + 4 * count + 8)
-        packing = Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), self._left)
-        choose(requests, self._shapes.table, start, packing, self._effort)
+        packing = _packing(count, self._left)
+        max_tries, candidates = self._effort
+        effort = (min(max_tries, max(_FEWEST_TRIES, _CROWD // max(1, count))), candidates)
+        choose(requests, self._shapes.table, start, packing, effort)
         self.saved, self.first_degree = (packing.gpu_seconds >= 0.0).tolist(), packing.first_degree.tolist()
-        self.end_s, self.order = packing.end_s.tolist(), requests.order.tolist()
+        self.until_s, self.end_s, self.order = packing.until_s.tolist(), packing.end_s.tolist(), requests.order.tolist()
+        self.num_saved, self._requests, self._start = sum(self.saved), requests, start
+
+    def saved_after(self, started: Started) -> int:
+        """How many requests the plan still saves, in the same order, behind segments that start now."""
+        plan = self._requests
+        behind = plan._replace(ready_s=plan.ready_s.copy(), steps=plan.steps.copy(), left_out=plan.left_out.copy())
+        start = make_profile(len(self._left.times))
+        _copy(self._start, start)
+        packing = _packing(len(plan.order), make_profile(len(start.times) + 4 * len(started.indices)))
+        return int(saved_behind(behind, self._shapes.table, start, packing, started))
 
     def can_spare(self, ranks: int, until_s: float) -> bool:
         """Whether the plan leaves `ranks` free from now until `until_s`."""
@@ -81,11 +97,9 @@ class Planner:
     def forget(self, situation: Situation) -> None:
         """Nothing waits: what is free is what the ranks leave that are busy now."""
         start = _profile(situation)
-        length = int(start.size[0])
         self._left.size[0] = 0
-        self._make_room(length)
-        self._left.times[:length], self._left.free[:length] = start.times, start.free
-        self._left.size[0] = length
+        self._make_room(int(start.size[0]))
+        _copy(start, self._left)
 
     def try_to_add(self, view: RequestView, now_s: float) -> float:
         """GPU-seconds of one more request, from now on, in what the last plan leaves free; inf if it would be late."""
@@ -94,7 +108,7 @@ class Planner:
             self._tried = make_profile(len(self._left.times))
         row = self._shapes.row(view.request)
         work = (float(view.remaining_steps), self._shapes.speeds(row))
-        cost, _, _ = try_place(self._left, self._tried, now_s, self._due_s(view, row), work)
+        cost, _, _, _ = try_place(self._left, self._tried, now_s, self._due_s(view, row), work)
         return cost if cost >= 0.0 else math.inf
 
     def keep_added(self) -> None:
@@ -114,13 +128,15 @@ class Planner:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
         now_s, requests, table = situation.now_s, situation.requests, self._shapes.table
         starts = zip(requests, situation.ready, strict=True)
-        ready_s = np.array([now_s if ready else max(view.ready_at_s, now_s) for view, ready in starts])
+        ready_s = np.array([max(view.ready_at_s, now_s) for view, ready in starts])
         due_s = np.array([self._due_s(view, row) for view, row in zip(requests, self.rows, strict=True)])
         steps = np.array([float(view.remaining_steps) for view in requests])
         rows = np.array(self.rows, np.int64)
         fastest = table.rates[rows, table.num_degrees[rows] - 1]
         left_out = due_s - ready_s - steps / fastest < -1e-9
-        return Requests(np.argsort(due_s, kind="stable"), left_out, ready_s, due_s, steps, rows)
+        return Requests(
+            np.argsort(due_s, kind="stable"), left_out, ready_s, due_s, steps, rows, np.zeros(len(rows), np.int64)
+        )
 
     def _due_s(self, view: RequestView, row: int) -> float:
         """When the last step must end; an encode that is still due is taken off the time left."""
@@ -131,10 +147,18 @@ class Planner:
     def _make_room(self, intervals: int) -> None:
         # Room for a few more, since the profile takes turns with the one that is tried.
         if intervals > len(self._left.times):
-            old, length = self._left, int(self._left.size[0])
-            self._left = make_profile(2 * intervals)
-            self._left.times[:length], self._left.free[:length] = old.times[:length], old.free[:length]
-            self._left.size[0] = length
+            old, self._left = self._left, make_profile(2 * intervals)
+            _copy(old, self._left)
+
+
+def _copy(given: Profile, target: Profile) -> None:
+    length = int(given.size[0])
+    target.times[:length], target.free[:length] = given.times[:length], given.free[:length]
+    target.size[0] = length
+
+
+def _packing(count: int, left: Profile) -> Packing:
+    return Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), np.zeros(count), left)
 
 
 def _profile(situation: Situation) -> Profile:

@@ -45,16 +45,18 @@ class Pod:
         situation = self._situation(view, now_s, len(seating.idle), seating.ends_s)
         waiting = situation.requests
         jobs: list[Job] = []
+        held_until_s = math.inf
         planned = bool(waiting and seating.idle)
         if planned:
             self._planner.plan(situation)
-            jobs = JobList(self._shapes, self._planner, situation).fill(use_idle=self._use_idle)
+            job_list = JobList(self._shapes, self._planner, situation)
+            jobs, held_until_s = job_list.fill(use_idle=self._use_idle), job_list.held_until_s
             seating.denoise(jobs, waiting)
         elif not waiting:
             self._planner.forget(situation)
         self.num_idle = len(seating.idle)
         self._note_unserved(situation, jobs, planned=planned)
-        return seating.plan(anybody_waits=bool(waiting))
+        return seating.plan(anybody_waits=bool(waiting), not_after_s=held_until_s)
 
     def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
         """When a request should have its image by a fresh plan of which nothing is run; None if that is not known."""
@@ -73,7 +75,9 @@ class Pod:
         ready = [view.is_ready(request, now_s) for request in waiting]
         horizon_s = now_s + view.lead_s
         returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
-        return Situation(now_s, waiting, ready, idle, [*returns_s, *decodes_end_s])
+        # What is sent ahead begins when the last of the available ranks is free.
+        start_s = max([now_s, *(rank.free_at_s for rank in view.ranks if rank.free_at_s <= horizon_s)])
+        return Situation(start_s, waiting, ready, idle, [*returns_s, *decodes_end_s])
 
     def _note_unserved(self, situation: Situation, jobs: Sequence[Job], *, planned: bool) -> None:
         served = {job.index for job in jobs}

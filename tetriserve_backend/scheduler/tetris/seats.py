@@ -1,5 +1,6 @@
 """Which aligned group each job gets, and the segments that come of it."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from tetriserve_backend.domain import Assignment, Placement, Plan
@@ -9,7 +10,7 @@ from tetriserve_backend.scheduler.stages import chain
 from tetriserve_backend.scheduler.tetris.jobs import Job
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
-from tetriserve_backend.scheduler.waking import next_wake_s
+from tetriserve_backend.scheduler.waking import next_wake_s, wake_ahead_s
 
 
 def groups_of(ranks: range) -> dict[int, tuple[Ranks, ...]]:
@@ -115,9 +116,11 @@ class Seating:
                 self.ends_s.append(self._now_s + costs.chain_s(request, degree, steps))
                 break
 
-    def plan(self, *, anybody_waits: bool) -> Plan:
-        """The segments, and when to plan again."""
+    def plan(self, *, anybody_waits: bool, not_after_s: float) -> Plan:
+        """The segments, and when to plan again: when work ends, and for work from `not_after_s` on."""
         wake_at_s = next_wake_s(self._view, self._now_s, self.ends_s, with_ranks=anybody_waits)
+        if not_after_s < math.inf:
+            wake_at_s = min(wake_at_s or math.inf, wake_ahead_s(self._view, self._now_s, not_after_s))
         return Plan(tuple(self._assignments), wake_at_s)
 
     def _costs(self, request: RequestView) -> ShapeCosts:

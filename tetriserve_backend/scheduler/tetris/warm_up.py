@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, Speeds, make_profile
-from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, take, try_place
+from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, Speeds, Started, make_profile
+from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, saved_behind, take, try_place
 
 
 def warm_up() -> None:
@@ -11,10 +11,11 @@ def warm_up() -> None:
     table = ShapeTable(np.ones((1, 1), np.int64), np.ones((1, 1)), np.ones(1, np.int64))
     start, left = make_profile(4), make_profile(32)
     start.free[0], start.size[0] = 1, 1
-    requests = Requests(
-        np.zeros(1, np.int64), np.zeros(1, np.bool_), np.zeros(1), np.full(1, 9.0), np.ones(1), np.zeros(1, np.int64)
-    )
-    choose(requests, table, start, Packing(np.zeros(1), np.zeros(1, np.int64), np.zeros(1), left), (2, 1))
+    zero, due_s = np.zeros(1, np.int64), np.full(1, 9.0)
+    requests = Requests(zero, np.zeros(1, np.bool_), np.zeros(1), due_s, np.ones(1), zero.copy(), zero.copy())
+    packing = Packing(np.zeros(1), zero.copy(), np.zeros(1), np.zeros(1), left)
+    choose(requests, table, start, packing, (2, 1))
+    saved_behind(requests, table, start, packing, Started(zero[:0], zero[:0], zero[:0], due_s[:0]))
     take(left, 1, 2.0, 3.0)
     is_free(left, 1, 9.0)
     speeds = Speeds(table.degrees[0], table.rates[0])

@@ -115,10 +115,10 @@ def test_a_placement_meets_its_deadline_for_no_more_than_any_other_choice_of_deg
     before = copy_of(profile)
     ready_s, due_s = ready / 4, (ready + length) / 4
     best = cheapest_by_brute_force(before, ready_s, due_s, steps, 0.25)
-    cost, first_degree, end_s = place(profile, ready_s, due_s, steps, speeds(*SPEEDS))
+    cost, first_degree, until_s, end_s = place(profile, ready_s, due_s, (steps, speeds(*SPEEDS)), 0)
     assert (cost >= 0.0) == (best < math.inf), "exactly what can be in time is placed"
     if cost < 0.0:
-        assert end_s == math.inf and first_degree == 0
+        assert end_s == until_s == math.inf and first_degree == 0
         return
     assert cost <= best + 1e-6
     assert ready_s <= end_s <= due_s + 1e-9
@@ -132,6 +132,23 @@ def test_a_placement_meets_its_deadline_for_no_more_than_any_other_choice_of_deg
         used += took * (end - start) if took else 0.0
     assert done == pytest.approx(steps, abs=1e-6) and used == pytest.approx(cost, abs=1e-6)
     assert first_degree == free_at(before, ready_s) - free_at(profile, ready_s)
+    changes = [at for at in times if at > ready_s and free_at(before, at) - free_at(profile, at) != first_degree]
+    assert until_s == (pytest.approx(min(changes)) if first_degree else ready_s)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(STEPPED, st.integers(0, 3), st.integers(1, 12), st.floats(0.05, 6.0), st.integers(1, 4))
+def test_as_wide_as_it_goes_ends_no_later_and_is_chosen_only_where_that_is_in_time(
+    stretches, ready, length, steps, level
+):
+    narrow, wide = profile_of(stretches), profile_of(stretches)
+    ready_s, due_s = ready / 4, (ready + length) / 4
+    cheap = place(narrow, ready_s, due_s, (steps, speeds(*SPEEDS)), 0)
+    eager = place(wide, ready_s, due_s, (steps, speeds(*SPEEDS)), level)
+    assert (eager[0] >= 0.0) == (cheap[0] >= 0.0)
+    if level == len(SPEEDS):
+        assert eager[3] <= cheap[3] + 1e-9
+    assert (wide.free[: wide.size[0]] >= 0).all()
 
 
 def test_trying_leaves_the_profile_as_it_is():
@@ -139,7 +156,7 @@ def test_trying_leaves_the_profile_as_it_is():
     before, scratch = copy_of(profile), make_profile(50)
     tried = try_place(profile, scratch, 0.0, 2.0, (2.5, speeds(*SPEEDS)))
     assert all((a == b).all() for a, b in zip(profile, before, strict=True))
-    assert tried == place(profile, 0.0, 2.0, 2.5, speeds(*SPEEDS))
+    assert tried == place(profile, 0.0, 2.0, (2.5, speeds(*SPEEDS)), 0)
     assert (profile.free[: profile.size[0]] == scratch.free[: scratch.size[0]]).all()
 
 
@@ -165,11 +182,12 @@ def crowd_of(entries):
         due_s,
         np.array([entry[2] for entry in entries]),
         np.array([entry[3] for entry in entries]),
+        np.zeros(len(entries), np.int64),
     )
 
 
 def empty_packing(count):
-    return Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), make_profile(300))
+    return Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), np.zeros(count), make_profile(300))
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -183,8 +201,8 @@ def test_a_packing_never_takes_more_than_is_free_and_is_each_request_in_turn(ent
     for index in requests.order:
         rows = TABLE.num_degrees[requests.shapes[index]]
         shape = Speeds(*(column[requests.shapes[index], :rows] for column in TABLE[:2]))
-        alone = place(own, requests.ready_s[index], requests.due_s[index], requests.steps[index], shape)
-        assert alone == (packing.gpu_seconds[index], packing.first_degree[index], packing.end_s[index])
+        alone = place(own, requests.ready_s[index], requests.due_s[index], (requests.steps[index], shape), 0)
+        assert alone == tuple(column[index] for column in packing[:4])
     assert saved == int((packing.gpu_seconds >= 0).sum())
     assert total == pytest.approx(packing.gpu_seconds[packing.gpu_seconds >= 0].sum())
     gone = sum(
@@ -207,6 +225,15 @@ def test_giving_up_the_dearest_never_saves_fewer(entries, stretches, tries, widt
     assert len(now) > saved or (len(now) == saved and now.sum() <= total + 1e-9)
     assert not (requests.left_out & (chosen.gpu_seconds >= 0)).any()
     assert (chosen.left.free[: chosen.left.size[0]] >= 0).all()
+
+
+def test_a_narrow_request_is_widened_where_that_makes_room_for_a_wide_group():
+    """On one rank for all of its second the first would keep the other from its eight ranks."""
+    start, packing = profile_of([(1, 8)]), empty_packing(2)
+    requests = crowd_of([(0.0, 1.0, 2.0, 1), (0.0, 1.25, 4.3, 0)])
+    assert pack(requests, TABLE, start, packing)[0] == 1
+    choose(requests, TABLE, start, packing, (6, 2))
+    assert (packing.gpu_seconds >= 0).all() and requests.levels[0] == 2
 
 
 def test_one_dear_request_is_given_up_for_two_cheap_ones():

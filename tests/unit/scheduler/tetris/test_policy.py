@@ -14,10 +14,10 @@ from tests.unit.scheduler.conftest import (
     serve,
     waiting,
 )
-from tetriserve_backend.domain import SegmentKind
+from tetriserve_backend.domain import Placement, SegmentKind
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
-from tetriserve_backend.scheduler.view import RankView, SchedulerView
+from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
 from tetriserve_backend.simulator.virtual_world import RankFailure
 
 TETRIS = SchedulerSettings(policy="tetris")
@@ -90,6 +90,31 @@ def test_a_wide_group_gets_its_hole(table):
         for ranks, steps in [denoise_of(made).get(request_id, ((0,), 0))]
     }
     assert all(end_s <= 0.3 + 1e-9 for end_s in ends_s.values())
+
+
+def test_a_step_that_would_outlast_its_piece_of_the_plan_waits_where_it_would_cost_a_deadline(table):
+    """The first needs all ranks once the others are back; a step of the second on the idle four takes longer."""
+    tight = RequestView(
+        make_request("tight", 1024, slo_s=1.35), SegmentKind.DENOISE, 10, 0.1, Placement((4, 5, 6, 7)), 1
+    )
+    loose = waiting(make_request("loose", 1024, slo_s=4.2), steps=20)
+    busy = dict.fromkeys((4, 5, 6, 7), 0.1).items()
+    made = plan(table, [tight, loose], busy=busy)
+    assert made.assignments == () and made.wake_at_s == pytest.approx(0.1)
+    relaxed = RequestView(
+        make_request("tight", 1024, slo_s=1.5), SegmentKind.DENOISE, 10, 0.1, Placement((4, 5, 6, 7)), 1
+    )
+    assert list(denoise_of(plan(table, [relaxed, loose], busy=busy))) == ["loose"]
+
+
+def test_work_sent_ahead_is_planned_from_when_its_ranks_are_free(table):
+    """All ranks come back in 0.1 s: a plan that began now would find 1.35 s enough for the large one."""
+    tight = waiting(make_request("tight", 1024, slo_s=1.25), steps=10)
+    small = [waiting(make_request(f"small{index}", 256, slo_s=2.2), steps=20) for index in range(8)]
+    ranks = tuple(RankView(rank, 0.1, 1) for rank in range(8))
+    view = SchedulerView((tight, *small), ranks, 8, 0.1)
+    made = make_policy(TETRIS, table, 8).plan(view, 0.0)
+    assert "tight" not in denoise_of(made)
 
 
 def test_a_wide_request_meets_its_deadline_among_narrow_ones(table):

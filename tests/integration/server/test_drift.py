@@ -1,0 +1,61 @@
+"""A server that is given a wrong latency table finds out, says so, and plans with a corrected one."""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.integration.conftest import Server
+from tests.integration.server.wire import generate, post
+
+
+def status(server: Server) -> dict[str, object]:
+    answer = post(server.http_url, "/v2/models/denoise/generate", {"op": "status"})
+    return dict(json.loads(answer.body["metadata"]))
+
+
+def test_a_table_that_promises_too_much_is_told_of_and_corrected(
+    server: Server, own_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    table = status(server)["latency_table"]
+    assert isinstance(table, dict)
+    for entry in table["step"]:
+        entry["seconds"] /= 4.0
+    path = tmp_path / "stale.latency.json"
+    path.write_text(json.dumps(table), encoding="utf-8")
+    running = own_server("--set", f"latency_table={path}", "--policy", "fixed-sp1")
+    for seed in range(10):
+        answer = generate(running.http_url, {"prompt": "drift", "num_inference_steps": 6, "seed": seed})
+        assert answer.status == 200, answer.error
+    drift = status(running)["drift"]
+    assert isinstance(drift, dict)
+    (shape,) = (shape for shape in drift["shapes"] if shape["stage"] == "denoise")
+    assert shape["ratio"] > 1.5 and shape["factor"] > 1.5 and drift["corrected"] == [shape["model"]]
+    assert re.search(r"a step of 128x128 on 1 rank takes \d+\.\d\d times what the latency table says", running.log)
+    labels = ",".join(
+        f'{name}="{shape[name]}"' for name in sorted(("batch", "cfg", "degree", "model", "shape", "stage"))
+    )
+    shown: dict[str, float] = {}
+    give_up_s = time.monotonic() + 10.0
+    while f"tetriserve_step_time_ratio{{{labels}}}" not in shown and time.monotonic() < give_up_s:
+        time.sleep(0.2)
+        shown = metrics(running)
+    assert shown[f"tetriserve_step_time_ratio{{{labels}}}"] > 1.5, shown
+    assert shown["tetriserve_drift_warnings_total"] >= 1
+    assert any(name.startswith('tetriserve_rank_time_ratio{rank="') for name in shown)
+
+
+def metrics(server: Server) -> dict[str, float]:
+    """What `/metrics` shows, by name and labels in alphabetical order."""
+    url = f"http://127.0.0.1:{server.local.ports.metrics}/metrics"
+    found = {}
+    with urllib.request.urlopen(url, timeout=10) as response:
+        for line in response.read().decode().splitlines():
+            if not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                name, _, labels = name.partition("{")
+                ordered = ",".join(sorted(labels.removesuffix("}").split(",")))
+                found[f"{name}{{{ordered}}}" if ordered else name] = float(value)
+    return found

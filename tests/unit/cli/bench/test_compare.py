@@ -1,0 +1,74 @@
+"""The tables of a live benchmark count over all requests and compare policies trace by trace."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.cli.bench.test_results import some_summary
+from tetriserve_backend.cli.bench.compare import LiveResult, live_sheets
+from tetriserve_backend.cli.bench.predicted import Prediction
+from tetriserve_backend.cli.bench.results import BenchRun
+from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.simulator.sweep import Variant
+from tetriserve_backend.simulator.workload import WorkloadSpec
+
+
+def summary(policy, requests, on_time, mean_s):
+    return replace(
+        some_summary(policy), requests=requests, on_time=on_time, latency_s={"mean": mean_s, "count": requests}
+    )
+
+
+def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=()):
+    run = BenchRun(cell, WorkloadSpec(seed=cell), Variant(name=policy, scheduler=SchedulerSettings(policy=policy)))
+    predicted = Prediction(summary(policy, 10, at_pace, 1.1 * mean_s), at_pace - 1, [])
+    return LiveResult(
+        run, summary(policy, 10, live, mean_s), live - 1, predicted, predicted, 1.2, 0.005, 0.001, problems
+    )
+
+
+def column(sheet, heading):
+    index = sheet.headings.index(heading)
+    return [row[index] for row in sheet.rows]
+
+
+@pytest.fixture(scope="module")
+def sheets():
+    return live_sheets(
+        [
+            result("tetris", 0, live=9, at_pace=9),
+            result("tetris", 1, live=8, at_pace=9, mean_s=3.0),
+            result("rssp", 0, live=5, at_pace=5),
+            result("rssp", 1, live=6, at_pace=5, problems=("GPU 0: overlap",)),
+        ]
+    )
+
+
+def test_one_workload_has_a_table_of_what_happened_and_one_of_what_was_predicted(sheets):
+    assert [sheet.title.partition(":")[0] for sheet in sheets] == ["live", "live and simulated"]
+    assert column(sheets[0], "policy") == ["tetris", "rssp"]
+
+
+def test_attainment_is_over_all_requests_and_the_lead_over_pairs_of_traces(sheets):
+    assert column(sheets[0], "SLO met") == ["85.0%", "55.0%"]
+    assert column(sheets[0], "by seed") == ["90% 80%", "50% 60%"]
+    assert column(sheets[0], "lead of tetris, points") == ["", "+30.0 ± 10.0"]
+    assert column(sheets[0], "with image file") == ["75.0%", "45.0%"]
+
+
+def test_a_timeline_with_problems_is_not_called_good(sheets):
+    assert column(sheets[0], "timeline") == ["good", "1 problems"]
+
+
+def test_predictions_stand_beside_what_happened_with_the_difference(sheets):
+    assert column(sheets[1], "off by, points") == ["+5.0", "-5.0"]
+    assert column(sheets[1], "mean latency s: live") == ["2.000", "1.000"]
+    assert column(sheets[1], "off by") == ["+10.0%", "+10.0%"]
+
+
+def test_a_table_is_the_same_in_every_format(sheets):
+    sheet = sheets[0]
+    assert sheet.to_csv().splitlines()[1].startswith("tetris,85.0%,90% 80%,")
+    assert "| tetris | 85.0% |" in sheet.to_markdown() and sheet.notes[0] in sheet.to_markdown()
+    assert "<td>85.0%</td>" in sheet.to_html() and sheet.to_html().count("<tr>") == 3
+    assert [column.header for column in sheet.to_rich().columns] == list(sheet.headings)

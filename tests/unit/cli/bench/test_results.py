@@ -1,0 +1,48 @@
+"""What is done stays done, and results of different settings never mix."""
+
+import pytest
+
+from tests.unit.cli.bench.test_spec import write
+from tetriserve_backend.cli.bench.results import ResultFolder, runs_of
+from tetriserve_backend.cli.bench.spec import read_spec
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.simulator.quantiles import QuantileSketch
+from tetriserve_backend.simulator.summary import SummaryBuilder
+
+
+def some_summary(policy):
+    return SummaryBuilder(2).build(policy, QuantileSketch())
+
+
+def test_runs_come_policy_by_policy_and_share_their_traces(tmp_path):
+    runs = list(runs_of(read_spec(write(tmp_path), ["grid.seeds=[1, 2]", "grid.rates_per_minute=[6]"]).grid))
+    assert [run.name for run in runs] == ["c000.tetris", "c001.tetris", "c000.fixed-sp1", "c001.fixed-sp1"]
+    folder = ResultFolder(tmp_path)
+    assert folder.trace(runs[0]) == folder.trace(runs[2]) != folder.trace(runs[1])
+
+
+def test_a_run_is_done_once_its_summary_is_there(tmp_path):
+    spec = read_spec(write(tmp_path), [])
+    folder, runs = ResultFolder(tmp_path / "out"), list(runs_of(spec.grid))
+    folder.claim(spec, fresh=False)
+    folder.write_summary(runs[0], some_summary("tetris"))
+    folder.claim(spec, fresh=False)
+    assert [folder.is_done(run) for run in runs[:2]] == [True, False]
+    assert folder.read_summary(runs[0]) == some_summary("tetris")
+
+
+def test_other_settings_are_refused_unless_begun_afresh(tmp_path):
+    folder = ResultFolder(tmp_path / "out")
+    spec, other = read_spec(write(tmp_path), []), read_spec(write(tmp_path), ["grid.seeds=[9]"])
+    folder.claim(spec, fresh=False)
+    folder.write_summary(next(runs_of(spec.grid)), some_summary("tetris"))
+    with pytest.raises(ConfigurationError, match="other settings"):
+        folder.claim(other, fresh=False)
+    folder.claim(other, fresh=True)
+    assert not folder.is_done(next(runs_of(other.grid)))
+
+
+def test_a_folder_that_is_no_benchmark_is_never_thrown_away(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    ResultFolder(tmp_path).claim(read_spec(write(tmp_path), []), fresh=True)
+    assert (tmp_path / "precious").read_text() == "mine"
