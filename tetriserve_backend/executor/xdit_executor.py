@@ -29,6 +29,7 @@ from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
 from tetriserve_backend.executor.rendezvous import host_rendezvous
 from tetriserve_backend.executor.worker_spec import ModelSpec, RankSpec
+from tetriserve_backend.executor.world_forming import WorldForming
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -74,9 +75,7 @@ class XditExecutor:
         self._watch: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._up: set[int] = set()
-        self._generation = 0
-        self._unformed: set[int] = set()
-        self._form_deadline_s = 0.0
+        self._forming = WorldForming(self._pool.send, executor.form_timeout_s)
         self._actions: deque[Action] = deque()
         self._is_performing = False
 
@@ -147,7 +146,7 @@ class XditExecutor:
 
     def reform_world(self) -> None:
         """Build all groups anew; answered by `WorldFormed`. Only called with no segment in flight."""
-        self._form_world()
+        self._forming.begin(range(self.world_size))
 
     def take_image(self, request_id: str) -> npt.NDArray[np.uint8]:
         """The decoded pixels, shape (height, width, 3), once; valid after its decode finished."""
@@ -213,11 +212,8 @@ class XditExecutor:
         self._shelf.lost(rank)
         self._events.put_nowait(WorkerLost(rank, reason))
         self._perform(self._running_dispatcher().rank_lost(rank, reason))
-        if self._unformed:
-            # The others wait for it in the rendezvous and would do so until the timeout.
-            stuck, self._unformed = self._unformed - {rank}, set()
-            for other in stuck:
-                self._pool.kill(other)
+        for other in self._forming.lost(rank):
+            self._pool.kill(other)
 
     def on_given_up(self, rank: int, reason: str) -> None:
         """A rank cannot be had any more (called by the pool): nothing can be promised from here on."""
@@ -263,7 +259,7 @@ class XditExecutor:
         if not self._is_starting():
             self._events.put_nowait(WorkerReady(rank))
         elif len(self._up) == self.world_size:
-            self._form_world()
+            self._forming.begin(range(self.world_size))
 
     def _on_unfit(self, rank: int, reason: str) -> None:
         self._kill((rank,), reason)
@@ -273,18 +269,8 @@ class XditExecutor:
         models = self._shelf.models
         self._pool.set_models(models, sum(self._load_times_s.get(model.name, 0.0) for model in models))
 
-    def _form_world(self) -> None:
-        self._generation += 1
-        self._form_deadline_s = time.monotonic() + self._settings.form_timeout_s
-        self._unformed = set(range(self.world_size))
-        for rank in range(self.world_size):
-            self._pool.send(rank, wire.FormWorld(self._generation))
-
     def _on_world_ready(self, rank: int, generation: int) -> None:
-        if generation != self._generation or rank not in self._unformed:
-            return
-        self._unformed.discard(rank)
-        if self._unformed:
+        if not self._forming.done(rank, generation):
             return
         everyone = tuple(range(self.world_size))
         for member in everyone:
@@ -348,9 +334,9 @@ class XditExecutor:
         while True:
             await asyncio.sleep(_WATCH_PERIOD_S)
             self._perform(self._running_dispatcher().overdue(time.monotonic()))
-            if self._unformed and time.monotonic() > self._form_deadline_s:
+            if late := self._forming.overdue():
                 limit_s = self._settings.form_timeout_s
-                self._kill(sorted(self._unformed), f"their groups were not formed within {limit_s:g} s")
+                self._kill(sorted(late), f"their groups were not formed within {limit_s:g} s")
 
 
 def _look_at_result(future: "asyncio.Future[Any]") -> None:

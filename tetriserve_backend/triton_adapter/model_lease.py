@@ -75,15 +75,21 @@ class ModelLease:
         while self._link is not None and self._link.receive() is None and not self._is_released.is_set():
             _log.warning("the engine that served %s is gone; waiting for another", self._settings.name)
             self._link.close()
-            while not self._is_released.wait(_RETRY_S):
-                try:
-                    self._take_over(self._order(0.0))
-                    break
-                except UnavailableError:
-                    continue
-                except ServerError as error:
-                    _log.error("%s is not served: %s", self._settings.name, error)
-                    return
+            if not self._find_another():
+                return
+
+    def _find_another(self) -> bool:
+        """Whether there is a new engine and it serves the model."""
+        while not self._is_released.wait(_RETRY_S):
+            try:
+                self._take_over(self._order(0.0))
+            except UnavailableError:
+                continue
+            except ServerError as error:
+                _log.error("%s is not served: %s", self._settings.name, error)
+                return False
+            return True
+        return False
 
     def _take_over(self, link: "_Link") -> None:
         with self._lock:
