@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tetriserve_backend.domain import TetriserveError
 from tetriserve_backend.engine.async_engine import AsyncEngine
 from tetriserve_backend.executor.home import tetriserve_home
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.executor.page_cache import read_ahead
 from tetriserve_backend.executor.placements import usable_degrees
+from tetriserve_backend.executor.worker_spec import ModelSpec
 from tetriserve_backend.executor.xdit_executor import XditExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.serving import ServedModel
@@ -63,7 +65,8 @@ class ServedModels(Mapping[str, ServedModel]):
         return self._held[name].served
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        # Not in the order in which they happened to come.
+        return iter(sorted(self._held))
 
     def __len__(self) -> int:
         return len(self._held)
@@ -72,7 +75,8 @@ class ServedModels(Mapping[str, ServedModel]):
         """Serve a model for `holder`. One that is served already goes over to it; if settings differ, it is replaced.
 
         Raises:
-            TetriserveError: it cannot be loaded, or has no usable latency table; the others go on.
+            TetriserveError: it cannot be loaded, or has no usable latency table; all others go on, also one of
+                the same name.
         """
         name = settings.name
         async with self._changing:
@@ -80,25 +84,22 @@ class ServedModels(Mapping[str, ServedModel]):
             if known is not None and known.settings == settings:
                 self._held[name] = replace(known, holder=holder)
                 return
-            if known is not None:
-                await self._remove(name)
             _log.info("loading %s (%s)", name, settings.model.path)
             spec = await self._executor.find_model(name, settings.model)
             if self._held:
                 await asyncio.to_thread(read_ahead, Path(spec.directory))
-            async with self._engine.at_rest() as next_event:
-                model = ModelExecutor(self._executor, settings.model, await self._executor.load_model(spec), next_event)
-                try:
-                    table = await self._table(settings, model)
-                    self._check_table(table)
-                    if settings.model.compile:
-                        await warm_up(model, table.works, _log.info)
-                except BaseException:
-                    await self._executor.unload_model(name)
-                    raise
-                self._engine.add_model(name, table)
-            self._held[name] = _Held(settings, holder, ServedModel(_facts(name, model, table), table.check_resolution))
-            _log.info("serving %s", name)
+            if known is None:
+                await self._add(spec, settings, holder)
+                return
+            await self._remove(name)
+            try:
+                await self._add(spec, settings, holder)
+            except TetriserveError:
+                # Triton keeps the old one too when a new one cannot be loaded.
+                await self._add(
+                    await self._executor.find_model(name, known.settings.model), known.settings, known.holder
+                )
+                raise
 
     async def unload(self, name: str, holder: object) -> None:
         """Serve a model no more, once its running requests are done; does nothing if `holder` does not hold it."""
@@ -106,6 +107,22 @@ class ServedModels(Mapping[str, ServedModel]):
             held = self._held.get(name)
             if held is not None and held.holder is holder:
                 await self._remove(name)
+
+    async def _add(self, spec: ModelSpec, settings: ServedModelSettings, holder: object) -> None:
+        name = spec.name
+        async with self._engine.at_rest() as next_event:
+            model = ModelExecutor(self._executor, settings.model, await self._executor.load_model(spec), next_event)
+            try:
+                table = await self._table(settings, model)
+                self._check_table(table)
+                if settings.model.compile:
+                    await warm_up(model, table.works, _log.info)
+            except BaseException:
+                await self._executor.unload_model(name)
+                raise
+            self._engine.add_model(name, table)
+        self._held[name] = _Held(settings, holder, ServedModel(_facts(name, model, table), table.check_resolution))
+        _log.info("serving %s", name)
 
     async def _remove(self, name: str) -> None:
         _log.info("unloading %s", name)
