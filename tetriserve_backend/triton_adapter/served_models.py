@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 class _Held:
     """A model, what was asked for, and who holds it; whoever asked last does."""
 
+    spec: ModelSpec
     settings: ServedModelSettings
     holder: object
     served: ServedModel
@@ -96,9 +97,7 @@ class ServedModels(Mapping[str, ServedModel]):
                 await self._add(spec, settings, holder)
             except TetriserveError:
                 # Triton keeps the old one too when a new one cannot be loaded.
-                await self._add(
-                    await self._executor.find_model(name, known.settings.model), known.settings, known.holder
-                )
+                await self._add(known.spec, known.settings, known.holder)
                 raise
 
     async def unload(self, name: str, holder: object) -> None:
@@ -121,7 +120,9 @@ class ServedModels(Mapping[str, ServedModel]):
                 await self._executor.unload_model(name)
                 raise
             self._engine.add_model(name, table)
-        self._held[name] = _Held(settings, holder, ServedModel(_facts(name, model, table), table.check_resolution))
+        self._held[name] = _Held(
+            spec, settings, holder, ServedModel(_facts(name, model, table), table.check_resolution)
+        )
         _log.info("serving %s", name)
 
     async def _remove(self, name: str) -> None:
