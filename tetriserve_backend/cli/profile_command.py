@@ -151,8 +151,12 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
 
 
 def table_name(identity: Identity) -> str:
-    """The file of a table in the model repository: one for each model, machine and dtype."""
-    parts = (Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype)
+    """The file of a table in the model repository: one for each model, machine, dtype, and way to run the kernels."""
+    parts = [Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype]
+    if (backend := identity.settings["attention_backend"]) != "auto":
+        parts.append(backend)
+    if identity.settings["compile"]:
+        parts.append("compiled")
     return "-".join(_UNSAFE.sub("_", part).strip("_") for part in parts) + ".latency.json"
 
 

@@ -20,7 +20,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
 
 
-class StepEntry(_Part):
+class _Entry(_Part):
+    """What was measured of one piece of work.
+
+    Attributes:
+        cv: standard deviation of the samples over their mean; None where nothing was measured.
+        samples: how many there were.
+        memory_bytes: the most that any one rank held.
+    """
+
+    cv: _Seconds | None = None
+    samples: _Count | None = None
+    memory_bytes: _Count | None = None
+
+
+class StepEntry(_Entry):
     """Seconds of one denoising step of `batch` images on `sp` × `cfg` ranks.
 
     `cfg` = 2 means that one half of the ranks computes the pass without the prompt and the other the pass with it.
@@ -33,8 +47,6 @@ class StepEntry(_Part):
     sp: _Count
     cfg: Annotated[int, Field(ge=1, le=2)] = 1
     seconds: Annotated[float, Field(gt=0)]
-    cv: _Seconds | None = None
-    samples: _Count | None = None
 
     @property
     def ranks(self) -> int:
@@ -42,14 +54,14 @@ class StepEntry(_Part):
         return self.sp * self.cfg
 
 
-class EncodeEntry(_Part):
+class EncodeEntry(_Entry):
     """Seconds of the text encoders for `batch` prompts on one rank."""
 
     batch: _Count
     seconds: _Seconds
 
 
-class DecodeEntry(_Part):
+class DecodeEntry(_Entry):
     """Seconds of the VAE for one image on one rank."""
 
     height: _Side
@@ -57,8 +69,44 @@ class DecodeEntry(_Part):
     seconds: _Seconds
 
 
+class MoveEntry(_Part):
+    """What it costs to move a latent between placements.
+
+    Attributes:
+        before, after: ranks; `from` and `to` in the file.
+        seconds: beyond going on where the latent is.
+        share_of_step: the same over the step that follows.
+        between_seconds: from the last segment on the old ranks to the first on the new ones.
+    """
+
+    height: _Side
+    width: _Side
+    before: Annotated[list[int], Field(alias="from")]
+    after: Annotated[list[int], Field(alias="to")]
+    seconds: _Seconds
+    share_of_step: _Seconds
+    between_seconds: float
+
+
+class AbsentEntry(_Part):
+    """Work that cannot be had, and why. What its kind has no use for is 0 or 1."""
+
+    kind: Literal["step", "encode", "decode"]
+    height: int = 0
+    width: int = 0
+    batch: int = 1
+    sp: int = 1
+    cfg: int = 1
+    reason: str
+
+
 class TableDocument(_Part):
-    """A whole `*.latency.json`."""
+    """A whole `*.latency.json`.
+
+    Attributes:
+        settings: what else the times depend on.
+        hand_over, absent: what a profile found beside the times.
+    """
 
     schema_: Annotated[Literal["tetriserve.latency_table/1"], Field(alias="schema")]
     model: str
@@ -72,6 +120,9 @@ class TableDocument(_Part):
     decode: Annotated[list[DecodeEntry], Field(min_length=1)]
     dispatch_seconds: _Seconds
     text_tokens: _Count | None = None
+    settings: dict[str, Any] = {}
+    hand_over: list[MoveEntry] = []
+    absent: list[AbsentEntry] = []
 
 
 def parse_document(raw: object, origin: str) -> TableDocument:
@@ -168,6 +219,9 @@ _MEANINGS = {
     "batch": "the number of images, at least 1",
     "sp": "the sequence-parallel degree, at least 1",
     "cfg": "1, or 2 where the guidance is split over the ranks",
+    "memory_bytes": "the most bytes that one rank held, or nothing",
+    "hand_over": "a list of moves, as `tetriserve profile` measures them, or nothing",
+    "absent": "a list of entries with their reasons, as `tetriserve profile` writes them, or nothing",
     "text_tokens": "the length of the text stream, or nothing",
     "software": "versions by package",
 }

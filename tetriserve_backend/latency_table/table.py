@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class LatencyTable:
         self.dispatch_s = document.dispatch_seconds
         self.text_tokens = document.text_tokens
         """Length of the text stream that it was measured with; None where the table does not tell."""
+        self.settings: Mapping[str, Any] = document.settings
+        """What else the times depend on, as far as the table tells."""
         self.resolutions = tuple(
             sorted({(e.height, e.width) for e in document.step if e.batch == 1}, key=lambda s: (image_tokens(*s), s))
         )

@@ -25,7 +25,7 @@ class TableIdentity:
         text_tokens: length of the text stream: it is part of every step, and decides which degrees there are.
         asked: (height, width) that the settings ask for; must be among the profiled ones of any table.
         measured: (height, width) that a table measured at start profiles.
-        compiled: whether the transformer is; a table cannot tell, but a file name does.
+        compiled: whether the transformer is; tables that do not tell, as those measured at start, tell by their name.
     """
 
     model: str
@@ -54,8 +54,9 @@ class TableIdentity:
             self.world_size,
             self.dtype,
         )
-        # A table made by hand need not tell its text length.
+        # A table made by hand need not tell its text length, nor how the model was loaded.
         same = same and table.text_tokens in (None, self.text_tokens)
+        same = same and table.settings.get("compile", self.compiled) == self.compiled
         return same and set(self.asked) <= set(table.resolutions)
 
 

@@ -70,10 +70,10 @@ def test_profiles_of_one_machine_agree_and_survive_a_lost_rank(tiny_model: Path)
     # Steps of two shapes, two batches and two degrees; encodes of two batches; decodes of two shapes.
     assert len(comparison.pairs) == 12
     for document in (profiles[0], survivor):
-        assert not document.model_extra or "absent" not in document.model_extra
+        assert document.absent == []
         assert [entry.samples for entry in document.step] == [6] * 8
         # On CPU it is the resident set, of which the libraries alone take that much.
-        assert all((entry.model_extra or {})["memory_bytes"] > 50e6 for entry in document.step)
+        assert all((entry.memory_bytes or 0) > 50e6 for entry in document.step)
     assert [(cost.move.before, cost.move.after) for cost in moves] == [
         ((0,), (0, 1)), ((0, 1), (0,)), ((0,), (1,))
     ]  # fmt: skip
@@ -106,6 +106,5 @@ def test_an_interrupted_profile_is_taken_up_by_the_same_command(tiny_model: Path
     document = parse_document(LatencyTable.load(table).to_dict(), "written")
     assert [entry.samples for entry in document.step] == [6] * 4
     assert document.source == "measured" and document.text_tokens == 64
-    extra = document.model_extra or {}
-    assert len(extra["hand_over"]) == 3
-    assert extra["settings"]["profile"]["repeats"] == 6
+    assert len(document.hand_over) == 3
+    assert document.settings["profile"]["repeats"] == 6

@@ -16,6 +16,12 @@ from tetriserve_backend.latency_table.document import parse_document
 H100 = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
 
 
+MOVE = {
+    "height": 512, "width": 512, "from": [0], "to": [1], "seconds": 0.001, "share_of_step": 0.002,
+    "between_seconds": 0.003, "samples": 5,
+}  # fmt: skip
+
+
 def table(*extra_steps, **changes):
     """Two resolutions, batches 1 and 2, degrees 1 and 2; nothing odd about it."""
     raw = {
@@ -93,7 +99,7 @@ def test_a_sound_table_has_no_findings():
             Severity.ERROR, "decode 512x512", "20 ms is less than 40 ms",
         ),
         (
-            table(hand_over=[{"height": 512, "width": 512, "from": [0], "to": [1], "share_of_step": 0.02}]),
+            table(hand_over=[{**MOVE, "share_of_step": 0.02}]),
             Severity.WARNING, "hand-over 512x512 from [0] to [1]", "2.00% of a step",
         ),
     ],
@@ -155,14 +161,13 @@ def test_show_prints_every_time_and_draws_the_heat_map(tmp_path):
 def test_a_grid_with_holes_and_split_guidance_is_shown(tmp_path):
     raw = changed((512, 2, 1))
     raw["step"].append({"height": 256, "width": 256, "batch": 1, "sp": 1, "cfg": 2, "seconds": 0.06})
-    raw["hand_over"] = [
-        {"height": 512, "width": 512, "from": [0], "to": [0, 1], "between_seconds": 0.002, "seconds": 0.001,
-         "share_of_step": 0.002, "samples": 9}
-    ]  # fmt: skip
+    raw["step"][0]["memory_bytes"] = 3 * 2**29
+    raw["hand_over"] = [{**MOVE, "to": [0, 1]}]
     file = write(tmp_path / "a.latency.json", raw)
     output = tetriserve("table", "show", file, "--heat-map", tmp_path / "heat.png").output
     assert "sp 1 × cfg 2" in output and "—" in output
-    assert "hand-over 512x512 from [0] to [0, 1]: 1.000 ms, 0.200% of a step (2.000 ms between the segments)" in output
+    assert "100.0 (cv 1.0%; 1.5 GiB)" in output
+    assert "hand-over 512x512 from [0] to [0, 1]: 1.000 ms, 0.200% of a step (3.000 ms between the segments)" in output
 
 
 def test_diff_lists_the_worst_first_and_fails_where_entries_disagree(tmp_path):
@@ -182,6 +187,14 @@ def test_diff_lists_the_worst_first_and_fails_where_entries_disagree(tmp_path):
                 if "│ step" in line]) == 2  # fmt: skip
     tetriserve("table", "diff", first, second, "--tolerance", 2.5)
     tetriserve("table", "diff", first, tmp_path / "absent.json", status=2)
+
+
+def test_tables_with_nothing_in_common_do_not_agree(tmp_path):
+    first = write(tmp_path / "a.latency.json", table())
+    raw = {**table(), "step": [{"height": 1024, "width": 1024, "batch": 1, "sp": 1, "seconds": 1.0}]}
+    raw.update(encode=[{"batch": 1, "seconds": 0.0}], decode=[{"height": 1024, "width": 1024, "seconds": 0.1}])
+    second = write(tmp_path / "b.latency.json", raw)
+    assert "0 of 0 entries agree" in tetriserve("table", "diff", first, second, status=1).output
 
 
 def test_two_entries_may_differ_by_four_times_their_cv():

@@ -67,6 +67,8 @@ def broken(path: tuple, value: object) -> dict:
         (("encode", 0, "seconds"), float("nan"), "encode[0].seconds", "finite number"),
         (("decode", 0, "seconds"), -1.0, "decode[0].seconds", "greater than or equal to 0"),
         (("decode", 0, "width"), 512, "decode", "resolutions of step"),
+        (("hand_over",), [{"height": 256, "width": 256}], "hand_over[0].from", "missing"),
+        (("absent",), [{"kind": "step"}], "absent[0].reason", "missing"),
         (("dispatch_seconds",), -1e-9, "dispatch_seconds", "greater than or equal to 0"),
     ],
 )

@@ -68,6 +68,13 @@ def test_missing_table_is_measured_once_and_kept_as_asset_and_in_the_cache(place
     assert places.measured == 1
 
 
+def test_table_of_a_compiled_model_is_for_compiled_models(places: Places) -> None:
+    raw = make_table(seconds=0.2).to_dict()
+    LatencyTable.from_dict({**raw, "settings": {"compile": True}}, "t").save(places.assets / "a.latency.json")
+    assert step_s(places.resolve(replace(IDENTITY, compiled=True))) == 0.2
+    assert step_s(places.resolve()) == 0.5
+
+
 def test_asset_wins_over_the_cache(places: Places) -> None:
     make_table(seconds=0.2).save(places.assets / "by-hand.latency.json")
     make_table(seconds=0.3).save(places.cache / IDENTITY.file_name)

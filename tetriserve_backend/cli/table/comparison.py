@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tetriserve_backend.cli.table.findings import Entry, cv_of, label
+from tetriserve_backend.cli.table.findings import Entry, label
 from tetriserve_backend.latency_table.document import TableDocument
 from tetriserve_profiling.spread import NOISE_FLOOR, tolerance
 
@@ -71,7 +71,7 @@ def compare(first: TableDocument, second: TableDocument, floor: float = NOISE_FL
     """Compare steps, encodes and decodes; `floor` is a difference that is allowed whatever the CV."""
     ours, theirs = _entries(first), _entries(second)
     pairs = [
-        Pair(name, ours[name].seconds, theirs[name].seconds, tolerance(cv_of(ours[name]), cv_of(theirs[name]), floor))
+        Pair(name, ours[name].seconds, theirs[name].seconds, tolerance(ours[name].cv, theirs[name].cv, floor))
         for name in ours
         if name in theirs
     ]

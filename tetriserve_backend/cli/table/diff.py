@@ -27,7 +27,7 @@ def diff(
 
     Two entries agree if they differ by no more than four times the larger CV of both, or than the tolerance.
 
-    Exit status: 0 all common entries agree; 1 some do not; 2 a file that the server would refuse.
+    Exit status: 0 all common entries agree; 1 some do not, or none is common; 2 a file that the server would refuse.
     """
     with explained_errors():
         comparison = compare(read_document(first), read_document(second), tolerance)
@@ -43,7 +43,7 @@ def diff(
         f"{total - comparison.disagreeing} of {total} entries agree; "
         f"median ratio {comparison.median_distance:.3f}, largest {comparison.max_distance:.3f} (larger over smaller)"
     )
-    raise typer.Exit(_EXIT_DIFFERENT if comparison.disagreeing else 0)
+    raise typer.Exit(_EXIT_DIFFERENT if comparison.disagreeing or not total else 0)
 
 
 def _table(comparison: Comparison, top: int | None) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, StepEntry, TableDocument
@@ -89,7 +89,7 @@ def find_all(document: TableDocument, expected: Expectation, cv_limit: float) ->
 def missing_shapes(document: TableDocument, expected: Expectation) -> Iterator[Finding]:
     """Entries that the configuration allows and the table lacks; without one rank a shape cannot be served at all."""
     have = {(e.height, e.width, e.batch, e.ranks) for e in document.step}
-    absent = {_absent_key(item): str(item.get("reason", "")) for item in extra_list(document, "absent")}
+    absent = {(e.height, e.width, e.batch, e.sp * e.cfg): e.reason for e in document.absent if e.kind == "step"}
     for height, width in expected.resolutions:
         for batch in expected.batches:
             for ranks in expected.degrees:
@@ -184,25 +184,23 @@ def large_spread(document: TableDocument, limit: float) -> Iterator[Finding]:
     """Entries whose samples lie far apart."""
     entries: Sequence[Entry] = (*document.step, *document.encode, *document.decode)
     for entry in entries:
-        cv = cv_of(entry)
-        if cv is not None and cv > limit:
+        if entry.cv is not None and entry.cv > limit:
             yield Finding(
                 Severity.WARNING,
                 label(entry),
-                f"cv {cv:.1%} of {milliseconds(entry.seconds)}, more than {limit:.1%}; "
+                f"cv {entry.cv:.1%} of {milliseconds(entry.seconds)}, more than {limit:.1%}; "
                 "fix: profile again on a quiet machine, with more --repeats",
             )
 
 
 def dear_moves(document: TableDocument) -> Iterator[Finding]:
     """Hand-overs that weigh more against a step than they should."""
-    for item in extra_list(document, "hand_over"):
-        share = item.get("share_of_step", 0.0)
-        if share > MAX_HAND_OVER_SHARE:
+    for move in document.hand_over:
+        if move.share_of_step > MAX_HAND_OVER_SHARE:
             yield Finding(
                 Severity.WARNING,
-                f"hand-over {item.get('height')}x{item.get('width')} from {item.get('from')} to {item.get('to')}",
-                f"{share:.2%} of a step, more than {MAX_HAND_OVER_SHARE:.1%}",
+                f"hand-over {move.height}x{move.width} from {move.before} to {move.after}",
+                f"{move.share_of_step:.2%} of a step, more than {MAX_HAND_OVER_SHARE:.1%}",
             )
 
 
@@ -218,20 +216,4 @@ def _fall(large: StepEntry | DecodeEntry, small: StepEntry | DecodeEntry, what: 
 
 
 def _noise(entry: StepEntry | DecodeEntry, other: StepEntry | DecodeEntry) -> float:
-    return min(tolerance(cv_of(entry), cv_of(other), NOISE_FLOOR), 0.5)
-
-
-def cv_of(entry: Entry) -> float | None:
-    """Of its samples; None where nothing was measured."""
-    cv = getattr(entry, "cv", None)
-    return float(cv) if isinstance(cv, int | float) else None
-
-
-def _absent_key(item: dict[str, Any]) -> tuple[object, ...]:
-    return (item.get("height"), item.get("width"), item.get("batch"), item.get("sp", 0) * item.get("cfg", 1))
-
-
-def extra_list(document: TableDocument, name: str) -> Sequence[dict[str, Any]]:
-    """A list that the format does not know, of objects; empty if there is none."""
-    value = (document.model_extra or {}).get(name, [])
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return min(tolerance(entry.cv, other.cv, NOISE_FLOOR), 0.5)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, cv_of, extra_list
+from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE
 from tetriserve_backend.cli.table.grid import Grid, grids_of
 from tetriserve_backend.latency_table.document import TableDocument
 
@@ -23,7 +23,7 @@ def show(
         Path | None, typer.Option(help="Also draw step time, speed-up and efficiency to this PNG.")
     ] = None,
 ) -> None:
-    """Print step times with their speed-ups and efficiencies, encode and decode times, dispatch and hand-over.
+    """Print step times with their speed-ups, efficiencies and memory, encode and decode times, dispatch and hand-over.
 
     Exit status: 0 done; 2 a file that the server would refuse, or a picture that cannot be written.
     """
@@ -59,20 +59,19 @@ def print_table(document: TableDocument, console: Console) -> None:
 
 def hand_over_lines(document: TableDocument) -> Iterator[str]:
     """What it costs to move a latent between placements, a line per move and one for the dearest."""
-    moves = extra_list(document, "hand_over")
-    for item in moves:
+    for move in document.hand_over:
         yield (
-            f"hand-over {item['height']}x{item['width']} from {item['from']} to {item['to']}: "
-            f"{1e3 * item['seconds']:.3f} ms, {item['share_of_step']:.3%} of a step "
-            f"({1e3 * item['between_seconds']:.3f} ms between the segments)"
+            f"hand-over {move.height}x{move.width} from {move.before} to {move.after}: "
+            f"{1e3 * move.seconds:.3f} ms, {move.share_of_step:.3%} of a step "
+            f"({1e3 * move.between_seconds:.3f} ms between the segments)"
         )
-    if moves:
-        dearest = max(item["share_of_step"] for item in moves)
+    if document.hand_over:
+        dearest = max(move.share_of_step for move in document.hand_over)
         yield f"dearest hand-over: {dearest:.3%} of a step (goal: at most {MAX_HAND_OVER_SHARE:.1%})"
 
 
 def _steps(grid: Grid) -> Table:
-    table = Table(title=f"{grid.title}: ms (speed-up, efficiency; cv)")
+    table = Table(title=f"{grid.title}: ms (speed-up, efficiency; cv; most memory of a rank)")
     table.add_column("resolution", no_wrap=True)
     for column in grid.columns:
         table.add_column(column, justify="right")
@@ -88,7 +87,8 @@ def _cell(grid: Grid, shape: tuple[int, int], column: int) -> str:
     text = f"{1e3 * entry.seconds:.1f}"
     speed_up = grid.speed_up(shape, column)
     notes = [] if speed_up is None else [f"×{speed_up:.2f}, {speed_up / grid.ranks[column]:.0%}"]
-    notes += [] if (cv := cv_of(entry)) is None else [f"cv {cv:.1%}"]
+    notes += [] if entry.cv is None else [f"cv {entry.cv:.1%}"]
+    notes += [] if entry.memory_bytes is None else [f"{entry.memory_bytes / 2**30:.1f} GiB"]
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
@@ -97,8 +97,8 @@ def _stages(document: TableDocument) -> Table:
     table.add_column("stage", no_wrap=True)
     table.add_column("ms", justify="right")
     rows: Sequence[tuple[str, float, float | None]] = [
-        *((f"encode batch {e.batch}", e.seconds, cv_of(e)) for e in document.encode),
-        *((f"decode {e.height}x{e.width}", e.seconds, cv_of(e)) for e in document.decode),
+        *((f"encode batch {e.batch}", e.seconds, e.cv) for e in document.encode),
+        *((f"decode {e.height}x{e.width}", e.seconds, e.cv) for e in document.decode),
         ("dispatch of a segment", document.dispatch_seconds, None),
     ]
     for name, seconds, cv in rows:
