@@ -15,7 +15,7 @@ from tetriserve_backend.cli.simulation_table import SimulatedRun, show_runs
 from tetriserve_backend.domain import ConfigurationError, Request, TetriserveError
 from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.executor.home import tetriserve_home
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables
 from tetriserve_backend.simulator.bound import Bound, BoundCache, BoundSettings
 from tetriserve_backend.simulator.run import SimulationSettings
 from tetriserve_backend.simulator.run import simulate as run_simulation
@@ -44,7 +44,10 @@ class Output(str, Enum):
 def simulate(
     *,
     trace: Annotated[Path, typer.Option(help="Requests to serve (*.trace.jsonl).")],
-    latency_table: Annotated[Path, typer.Option(help="What work costs (*.latency.json).")],
+    latency_table: Annotated[
+        list[str],
+        typer.Option(metavar="[NAME=]FILE", help="What work costs (*.latency.json); one for each model of the trace."),
+    ],
     policy: Annotated[str | None, typer.Option(help="One or several names, with commas between.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Ranks; default: the latency table's.")] = None,
     timeline: Annotated[Path | None, typer.Option(help="Write a Chrome trace of all work here.")] = None,
@@ -89,20 +92,20 @@ def simulate(
     try:
         layers = [read_settings_file(config)] if config else []
         settings = build_settings(merge([*layers, *(parse_assignment(text) for text in assignments or [])]))
-        table = LatencyTable.load(latency_table)
-        if dispatch_seconds is not None:
-            table = table_with_dispatch(table, dispatch_seconds)
-        true_table = LatencyTable.load(true_latency_table) if true_latency_table else None
-        if true_table is not None and dispatch_seconds is not None:
-            true_table = table_with_dispatch(true_table, dispatch_seconds)
-        ranks = gpus or table.world_size
+        tables = load_tables(latency_table, dispatch_seconds)
+        true_tables = tables
+        if true_latency_table is not None:
+            if len(tables.models) > 1:
+                raise ConfigurationError("--true-latency-table: allowed: where there is one --latency-table")
+            true_tables = load_tables([f"{tables.models[0]}={true_latency_table}"], dispatch_seconds)
+        ranks = gpus or max(table.world_size for table in tables)
         slow_ranks = dict(parse_slow_rank(text, ranks) for text in slow_rank or [])
         failures = tuple(parse_failure(text, ranks) for text in fail or [])
         labels = {**_sidecar_labels(trace), **dict(_parse_label(text) for text in label or [])}
         limit = None
         if bound or bound_without_batching:
             how = BoundSettings(batching=not bound_without_batching, time_limit_s=bound_time_limit)
-            limit = BoundCache(tetriserve_home() / "bounds").bound(true_table or table, _requests(trace), ranks, how)
+            limit = BoundCache(tetriserve_home() / "bounds").bound(true_tables, _requests(trace), ranks, how)
         names = policy.split(",") if policy else [settings.scheduler.policy]
         runs = []
         for name in names:
@@ -117,7 +120,7 @@ def simulate(
             )
             several = len(names) > 1
             run = _run(
-                tables=(table, true_table or table),
+                tables=(tables, true_tables),
                 trace=trace,
                 world=world,
                 timeline=_name(timeline, name, several),
@@ -130,6 +133,30 @@ def simulate(
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
     _print(runs, limit, output)
+
+
+def load_tables(given: Sequence[str], dispatch_s: float | None) -> LatencyTables:
+    """The tables of `[NAME=]FILE` options; without a name it is that of the only model.
+
+    Args:
+        given: the options.
+        dispatch_s: cost of sending a segment, instead of the tables'; None leaves it.
+
+    Raises:
+        ConfigurationError: several without a name, or one name twice.
+        LatencyTableError: a file is missing or broken.
+    """
+    tables: dict[str, LatencyTable] = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        name, path = (name, path) if separator and not Path(text).exists() else ("", text)
+        if name in tables or (not name and len(given) > 1):
+            raise ConfigurationError(
+                f"--latency-table {text}: allowed: NAME=FILE, each name once, where there are several"
+            )
+        table = LatencyTable.load(path)
+        tables[name] = table if dispatch_s is None else table_with_dispatch(table, dispatch_s)
+    return LatencyTables(tables)
 
 
 def parse_failure(text: str, gpus: int) -> RankFailure:
@@ -181,7 +208,7 @@ def _world(
 
 def _run(
     *,
-    tables: tuple[LatencyTable, LatencyTable],
+    tables: tuple[LatencyTables, LatencyTables],
     trace: Path,
     world: SimulationSettings,
     timeline: Path | None,

@@ -111,6 +111,11 @@ def _mean(summaries: Sequence[Summary]) -> float:
     return sum(summary.slo_attainment for summary in summaries) / len(summaries)
 
 
+def _on_time_per_gpu_second(summaries: Sequence[Summary]) -> float:
+    busy_gpu_s = sum(summary.gpu_utilization * summary.gpus * summary.makespan_s for summary in summaries)
+    return sum(summary.on_time for summary in summaries) / busy_gpu_s if busy_gpu_s else 0.0
+
+
 def _mean_bound(results: Sequence[CellResult]) -> float | None:
     bounds = [result.summaries[0].bound for result in results]
     known = [bound for bound in bounds if bound is not None]

@@ -166,9 +166,8 @@ class EngineCore:
                     state.forget_rank(rank)
                 # Its segments will be reported as failed; until then their requests must not be planned on
                 # from a state that never came to be.
-                for segment in self._ledger.segments_on(rank):
-                    for part in segment.parts:
-                        self._begin_roll_back(part.request_id)
+                for request_id in self._ledger.requests_behind(rank):
+                    self._begin_roll_back(request_id)
             case ev.WorkerReady(rank):
                 self._world.load(rank)
             case ev.WorldFormed(ranks):

@@ -66,6 +66,20 @@ class SegmentLedger:
         """What waits or runs on this rank or for this request, in order."""
         return tuple(self._sent[segment_id].segment for segment_id in self._queues.get(resource, ()))
 
+    def requests_behind(self, rank: int) -> Set[str]:
+        """Whom it hits when nothing sent to this rank comes to be: those in a batch behind one of these as well."""
+        lost: set[int] = set()
+        segments = list(self._queues.get(rank, ()))
+        while segments:
+            segment_id = segments.pop()
+            if segment_id in lost:
+                continue
+            lost.add(segment_id)
+            for part in self._sent[segment_id].segment.parts:
+                queue = list(self._queues[part.request_id])
+                segments += queue[queue.index(segment_id) + 1 :]
+        return {part.request_id for segment_id in lost for part in self._sent[segment_id].segment.parts}
+
     def late_resources(self, now_s: float) -> Set[Resource]:
         """Ranks and requests with a late segment, or with one that waits behind it: when they end, nobody knows."""
         while self._late_from and self._late_from[0][0] <= now_s:

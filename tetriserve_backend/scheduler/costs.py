@@ -22,7 +22,7 @@ class ShapeCosts:
     """What one shape costs.
 
     Attributes:
-        step_s: seconds per step by usable degree, ascending by degree; degree 1 is always there.
+        step_s: seconds per step by usable degree, ascending by degree; degree 1 is always there, but for batches.
         efficient: the usable degrees that no other one beats in time and GPU-seconds at once, cheapest
             (and slowest) first. Nothing is lost by planning with these alone: each step at a beaten
             degree can be exchanged for one at the degree that beats it.
@@ -73,7 +73,8 @@ class CostModel:
             raise ConfigurationError(f"world size: expected at least 1, got {world_size}")
         self._tables = as_tables(tables)
         self._sizes = tuple(aligned_groups(world_size))
-        self._shapes: dict[tuple[str, int, int], ShapeCosts] = {}
+        self._shapes: dict[tuple[str, int, int, int], ShapeCosts] = {}
+        self._batch_sizes: dict[tuple[str, int, int], tuple[int, ...]] = {}
         self._version = self._tables.version
         for table in self._tables:
             check_one_rank(table)
@@ -106,20 +107,52 @@ class CostModel:
         """The costs of a request's shape."""
         return self.of_shape(request.height, request.width, request.model)
 
-    def of_shape(self, height: int, width: int, model: str = "") -> ShapeCosts:
-        """The costs of images of `height` × `width` pixels.
+    def of_shape(self, height: int, width: int, model: str = "", batch: int = 1) -> ShapeCosts:
+        """The costs of `batch` images of `height` × `width` pixels in one forward pass.
+
+        Args:
+            height: pixels.
+            width: pixels.
+            model: whose images.
+            batch: 1, or one of `batch_sizes`.
 
         Raises:
             LatencyTableError: no such model, or the shape lies outside its profiled range.
         """
+        self._follow_tables()
+        key = (model, height, width, batch)
+        costs = self._shapes.get(key)
+        if costs is None:
+            costs = self._shapes[key] = self._read(self._tables.of(model), height, width, batch)
+        return costs
+
+    def batch_sizes(self, height: int, width: int, model: str = "") -> tuple[int, ...]:
+        """Batches of at least two that take fewer GPU-seconds per image than one image alone can, cheapest first.
+
+        Only what the table has: profiling leaves out what does not fit in memory.
+
+        Raises:
+            LatencyTableError: as `of_shape`.
+        """
+        self._follow_tables()
+        key = (model, height, width)
+        sizes = self._batch_sizes.get(key)
+        if sizes is None:
+            table, alone = self._tables.of(model), self.of_shape(height, width, model)
+            profiled = {batch for degree in alone.step_s for batch in table.batches(height, width, degree)}
+            share = {
+                batch: self.of_shape(height, width, model, batch).efficient[0].gpu_seconds / batch
+                for batch in sorted(profiled - {1})
+            }
+            worth = [batch for batch, gpu_seconds in share.items() if gpu_seconds < alone.efficient[0].gpu_seconds]
+            sizes = self._batch_sizes[key] = tuple(sorted(worth, key=lambda batch: (round(share[batch], 9), batch)))
+        return sizes
+
+    def _follow_tables(self) -> None:
         if self._version != self._tables.version:
             self._version = self._tables.version
             self._shapes.clear()
-        key = (model, height, width)
-        costs = self._shapes.get(key)
-        if costs is None:
-            costs = self._shapes[key] = self._read(self._tables.of(model), height, width)
-        return costs
+            self._batch_sizes.clear()
 
     def degrees_of(self, height: int, width: int) -> list[int]:
         """The usable degrees of a shape, of whatever model, ascending.
@@ -139,9 +172,9 @@ class CostModel:
             for shape in self._tables.of(model).resolutions
         ]
 
-    def _read(self, table: LatencyTable, height: int, width: int) -> ShapeCosts:
-        allowed = set(table.degrees(height, width))
-        step_s = {size: table.step_s(height, width, size) for size in self._sizes if size in allowed}
+    def _read(self, table: LatencyTable, height: int, width: int, batch: int) -> ShapeCosts:
+        allowed = {degree for degree in table.degrees(height, width) if batch in table.batches(height, width, degree)}
+        step_s = {size: table.step_s(height, width, size, batch) for size in self._sizes if size in allowed}
         return ShapeCosts(
             step_s=step_s,
             efficient=_efficient(step_s),

@@ -1,26 +1,36 @@
 """From "these steps on these ranks" to the segments that it takes, encode and decode included."""
 
+from itertools import cycle
+
 from tetriserve_backend.domain import Assignment, Placement, SegmentKind
+from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.view import RequestView
 
 
 def chain(request: RequestView, placement: Placement, num_steps: int) -> list[Assignment]:
-    """The segments that take `request` `num_steps` further on `placement`, in order.
+    """`batch_chain` of one request."""
+    return batch_chain(Batch((request,)), placement, num_steps)
 
-    An encode that is still due goes in front, and once no step is left the decode follows behind; both on
-    the placement's lead, so that nothing moves between ranks that holds still otherwise.
+
+def batch_chain(batch: Batch, placement: Placement, num_steps: int) -> list[Assignment]:
+    """The segments that take a batch `num_steps` further on `placement`, in order.
+
+    Encodes that are still due go in front, and decodes of members with no step left follow behind. Those of one
+    request are on the placement's lead, so that nothing moves between ranks that holds still otherwise; of
+    several, each has a rank of its own as far as there are ranks.
 
     Args:
-        request: as the view shows it, ready for its next segment.
+        batch: as the view shows its members, ready for their next segment.
         placement: free ranks, as many as the degree of the steps.
-        num_steps: at most the request's remaining steps: 0 when only the decode is due.
+        num_steps: at most the batch's shared steps: 0 when only the decode is due.
     """
-    ids, lead = (request.request.request_id,), Placement((placement.lead,))
     segments: list[Assignment] = []
-    if request.next_kind is SegmentKind.ENCODE:
-        segments.append(Assignment(SegmentKind.ENCODE, ids, lead))
+    for member, rank in zip(batch.members, cycle(placement.ranks), strict=False):
+        if member.next_kind is SegmentKind.ENCODE:
+            segments.append(Assignment(SegmentKind.ENCODE, (member.request.request_id,), Placement((rank,))))
     if num_steps:
-        segments.append(Assignment(SegmentKind.DENOISE, ids, placement, num_steps))
-    if num_steps == request.remaining_steps:
-        segments.append(Assignment(SegmentKind.DECODE, ids, lead))
+        segments.append(Assignment(SegmentKind.DENOISE, batch.request_ids, placement, num_steps))
+    for member, rank in zip(batch.members, cycle(placement.ranks), strict=False):
+        if num_steps == member.remaining_steps:
+            segments.append(Assignment(SegmentKind.DECODE, (member.request.request_id,), Placement((rank,))))
     return segments

@@ -8,7 +8,7 @@ from tetriserve_backend.domain import Request, Segment
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.timeline import TimelineWriter
-from tetriserve_backend.latency_table import LatencyTable, LatencyTables
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.noise import SlowRanks, StepNoise
@@ -45,11 +45,11 @@ class SimulationSettings:
 
 
 def simulate(
-    table: LatencyTable,
+    given: LatencyTable | LatencyTables,
     requests: Iterable[Request],
     settings: SimulationSettings,
     *,
-    true_table: LatencyTable | None = None,
+    true_table: LatencyTable | LatencyTables | None = None,
     timeline: TimelineWriter | None = None,
     bound_on_time: int | None = None,
     labels: dict[str, Any] | None = None,
@@ -57,10 +57,10 @@ def simulate(
     """Serve `requests` in virtual time by the engine and the policy that serve live.
 
     Args:
-        table: what the policy plans with.
+        given: what the policy plans with: a table for all requests, or one per model; stays as it is.
         requests: in order of arrival; taken one at a time, so that a generator of any length will do.
         settings: see `SimulationSettings`.
-        true_table: what segments cost; None takes `table`.
+        true_table: what segments cost; None takes `given`.
         timeline: where the timeline goes, if anywhere; left open.
         bound_on_time: goes into the summary as it is.
         labels: go into the summary as they are.
@@ -68,7 +68,9 @@ def simulate(
     Raises:
         ConfigurationError: the policy is unknown or does not go with the table, or two requests share an id.
     """
-    tables = LatencyTables({"": table})
+    # Drift correction changes the tables of a run; those of the caller are not its own.
+    served = as_tables(given)
+    tables = LatencyTables({model: served.of(model) for model in served.models})
     policy = TimedPolicy(make_policy(settings.scheduler, tables, settings.gpus))
     core = EngineCore(policy, tables, settings.gpus, settings.engine)
     noise = StepNoise(settings.noise_cv, settings.noise_seed)
@@ -81,7 +83,7 @@ def simulate(
     builder = SummaryBuilder(settings.gpus)
     world = VirtualWorld(
         core,
-        true_table or table,
+        true_table or served,
         settings.gpus,
         timeline=timeline,
         stretch=stretch,

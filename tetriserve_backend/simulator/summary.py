@@ -71,6 +71,12 @@ class Summary:
         return self.on_time / self.requests if self.requests else 1.0
 
     @property
+    def on_time_per_gpu_second(self) -> float:
+        """On-time requests per second that a GPU was busy, encode and decode included; 0 if none was."""
+        busy_gpu_s = self.gpu_utilization * self.gpus * self.makespan_s
+        return self.on_time / busy_gpu_s if busy_gpu_s else 0.0
+
+    @property
     def bound(self) -> float | None:
         """The bound on `slo_attainment`, if it was computed."""
         if self.bound_on_time is None:
@@ -87,6 +93,7 @@ class Summary:
         values["slo_attainment"] = self.slo_attainment
         values["goodput_rps"] = self.on_time / self.makespan_s if self.makespan_s else 0.0
         values["bound"] = self.bound
+        values["on_time_per_gpu_second"] = self.on_time_per_gpu_second
         return values
 
     @classmethod

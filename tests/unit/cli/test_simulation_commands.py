@@ -121,3 +121,27 @@ def test_a_sweep_prints_every_cell_beside_the_bound_and_keeps_the_summaries():
     assert "of bound" in result.output and "fixed-sp8" in result.output
     assert len(list(Path("out").glob("*.summary.json"))) == 4
     assert "none.yaml" in tetriserve("sweep", "--config", "none.yaml", "--latency-table", TABLE, status=2).output
+
+
+def test_each_model_of_a_trace_has_a_table_of_its_own():
+    lines = [json.loads(line) for line in make_trace("--mix", "256x256").read_text().splitlines()]
+    slow = json.loads(TABLE.read_text())
+    for entry in slow["step"]:
+        entry["seconds"] *= 3
+    Path("slow.latency.json").write_text(json.dumps(slow))
+    named = [{**line, "model": "quick" if number % 2 else "slow"} for number, line in enumerate(lines)]
+    Path("b.trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in named))
+    both = ("--latency-table", f"quick={TABLE}", "--latency-table", "slow=slow.latency.json")
+    summary = json.loads(tetriserve("simulate", "--trace", "b.trace.jsonl", *both, "--bound").stdout)
+    assert summary["outcomes"] == {"finish": 30}
+    assert 15 <= summary["on_time"] <= summary["bound_on_time"] < 30, "1.5 s are not enough for a slow one"
+    assert summary["on_time_per_gpu_second"] > 0
+    one = json.loads(tetriserve("simulate", "--trace", "b.trace.jsonl", *both[:2]).stdout)
+    assert one["outcomes"] == {"finish": 15, "reject": 15}
+
+
+@pytest.mark.parametrize("tables", [(TABLE, TABLE), (f"a={TABLE}", TABLE), (f"a={TABLE}", f"a={TABLE}")])
+def test_several_tables_need_a_name_each(tables):
+    options = [part for table in tables for part in ("--latency-table", table)]
+    result = tetriserve("simulate", "--trace", make_trace(), *options, status=2)
+    assert "NAME=FILE" in result.output

@@ -28,8 +28,17 @@ def h100() -> LatencyTable:
     return LatencyTable.load(H100)
 
 
-def make_table(step_s: dict[int, Sequence[float]], world_size: int, *, stage_s: float = 0.01) -> LatencyTable:
-    """A table of square images: side → seconds at degrees 1, 2, 4, …; encode and decode take `stage_s`."""
+def make_table(
+    step_s: dict[int, Sequence[float]],
+    world_size: int,
+    *,
+    stage_s: float = 0.01,
+    pairs: dict[tuple[int, int], float] | None = None,
+) -> LatencyTable:
+    """A table of square images: side → seconds at degrees 1, 2, 4, …; encode and decode take `stage_s`.
+
+    `pairs`: (side, degree) → seconds of a batch of two.
+    """
     return LatencyTable.from_dict(
         {
             "schema": "tetriserve.latency_table/1",
@@ -42,6 +51,10 @@ def make_table(step_s: dict[int, Sequence[float]], world_size: int, *, stage_s: 
                 {"height": side, "width": side, "batch": 1, "sp": 2**exponent, "seconds": seconds}
                 for side, column in step_s.items()
                 for exponent, seconds in enumerate(column)
+            ]
+            + [
+                {"height": side, "width": side, "batch": 2, "sp": degree, "seconds": seconds}
+                for (side, degree), seconds in (pairs or {}).items()
             ],
             "encode": [{"batch": 1, "seconds": stage_s}],
             "decode": [{"height": side, "width": side, "seconds": stage_s} for side in step_s],
@@ -91,28 +104,36 @@ class CheckedPolicy:
 
 
 def check_plan(plan: Plan, view: SchedulerView, now_s: float) -> None:
-    """Free ranks only and each for one request, ready requests only, aligned groups, stages and steps in order."""
+    """Free ranks only and each for one batch, ready requests only, aligned groups, stages and steps in order."""
     available = set(view.available_ranks(now_s))
     requests = {request.request.request_id: request for request in view.requests}
     chains: dict[str, list[Assignment]] = defaultdict(list)
+    crew_of: dict[str, set[str]] = defaultdict(set)
     for entry in plan.assignments:
-        (request_id,) = entry.request_ids
-        chains[request_id].append(entry)
+        shapes = {
+            (requests[i].request.model, requests[i].request.height, requests[i].request.width)
+            for i in entry.request_ids
+        }
+        assert len(shapes) == 1, "one batch, one model and one resolution"
+        assert len(set(entry.request_ids)) == len(entry.request_ids)
+        assert len(entry.request_ids) == 1 or entry.kind is SegmentKind.DENOISE, "only steps are done in batches"
+        assert entry.num_steps <= min(requests[request_id].remaining_steps for request_id in entry.request_ids)
         assert entry.placement.ranks in aligned_groups(view.world_size)[entry.placement.sp_degree]
-    used: set[int] = set()
+        for request_id in entry.request_ids:
+            chains[request_id].append(entry)
+            crew_of[request_id] |= set(entry.request_ids)
+    user_of: dict[int, str] = {}
     for request_id, entries in chains.items():
         request = requests[request_id]
         assert view.is_ready(request, now_s)
         ranks = {rank for entry in entries for rank in entry.placement.ranks}
         assert ranks <= available, "only free ranks"
-        assert not ranks & used, "each rank for one request"
-        used |= ranks
+        assert all(user_of.setdefault(rank, request_id) in crew_of[request_id] for rank in ranks), "one batch a rank"
         stages = list(SegmentKind)
         kinds = [stages.index(entry.kind) for entry in entries]
         first = stages.index(request.next_kind)
         assert kinds == list(range(first, first + len(kinds))), "stages in order, none left out"
         steps = sum(entry.num_steps for entry in entries)
-        assert steps <= request.remaining_steps
         assert all((entry.num_steps >= 1) == (entry.kind is SegmentKind.DENOISE) for entry in entries)
         if entries[-1].kind is SegmentKind.DECODE:
             assert steps == request.remaining_steps
@@ -138,7 +159,7 @@ class Run:
         return [
             segment.placement.sp_degree
             for _, segment in self.segments
-            if segment.kind is SegmentKind.DENOISE and segment.parts[0].request_id == request_id
+            if segment.kind is SegmentKind.DENOISE and request_id in {part.request_id for part in segment.parts}
         ]
 
 

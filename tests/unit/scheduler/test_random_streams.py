@@ -21,6 +21,11 @@ ARRIVALS = st.lists(
     min_size=1,
     max_size=14,
 )
+ARRIVALS_OF_SMALL = st.lists(
+    st.tuples(st.floats(0.0, 0.4), st.just((256, 256)), st.integers(1, 30), st.floats(0.5, 4.0)),
+    min_size=2,
+    max_size=20,
+)
 FAILURES = st.lists(
     st.builds(RankFailure, rank=st.integers(0, 7), at_s=st.floats(0.0, 6.0), respawn_s=st.floats(0.1, 4.0)),
     max_size=2,
@@ -42,6 +47,8 @@ TETRIS = st.builds(
     segment_seconds=st.sampled_from([0.02, 0.2, 0.25, 2.0]),
     plan_tries=st.integers(1, 12),
     plan_candidates=st.integers(1, 4),
+    max_batch=st.sampled_from([1, 2, 4]),
+    batch_patience_s=st.sampled_from([0.0, 0.25, 1.0]),
 )
 OTHERS = st.builds(SchedulerSettings, policy=st.sampled_from(POLICIES[2:]), max_segment_steps=st.integers(1, 20))
 
@@ -58,7 +65,7 @@ def stream(arrivals):
 def check_segments(run, requests):
     """Steps of each request in order and all there, when no rank was lost."""
     for request in requests:
-        parts = [s.parts[0] for _, s in run.segments if s.parts[0].request_id == request.request_id and s.num_steps]
+        parts = [p for _, s in run.segments for p in s.parts if p.request_id == request.request_id and s.num_steps]
         done = 0
         for part in parts:
             assert part.first_step == done
@@ -80,6 +87,16 @@ def test_every_request_is_served_by_the_rules(h100, arrivals, config, lead_s):
 def test_every_request_is_served_although_ranks_are_lost(h100, arrivals, config, failures):
     run = serve(stream(arrivals), h100, 8, config, failures=failures)
     assert all(outcome.outcome == "finish" for outcome in run.outcomes.values())
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(arrivals=ARRIVALS_OF_SMALL, config=TETRIS, failures=FAILURES)
+def test_batches_end_well_although_ranks_are_lost(h100, arrivals, config, failures):
+    requests = stream(arrivals)
+    run = serve(requests, h100, 8, config, failures=failures)
+    assert all(outcome.outcome == "finish" for outcome in run.outcomes.values())
+    if not failures:
+        check_segments(run, requests)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)

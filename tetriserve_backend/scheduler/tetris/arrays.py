@@ -50,6 +50,7 @@ class Requests(NamedTuple):
         ready_s, due_s: between these moments a request may run.
         steps: that it needs (> 0).
         shapes: its row in the `ShapeTable`.
+        weights: how many requests an entry stands for: more than one in a batch.
         levels: how many of its degrees it uses at once, as wide as is free; 0: as narrow as its deadline allows.
     """
 
@@ -59,6 +60,7 @@ class Requests(NamedTuple):
     due_s: Floats
     steps: Floats
     shapes: Ints
+    weights: Ints
     levels: Ints
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tetriserve_backend.domain import Plan
+from tetriserve_backend.scheduler.tetris.gathering import Gatherer
 from tetriserve_backend.scheduler.tetris.planner import Planner
 from tetriserve_backend.scheduler.tetris.pod import Pod
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
@@ -44,6 +45,7 @@ class Fleet:
         pod_size: ranks of a pod; the last one may have fewer.
         shapes: what requests cost.
         make_planner: a planner for that many ranks.
+        gatherer: as for `Pod`.
         use_idle: as for `Pod`.
     """
 
@@ -53,6 +55,7 @@ class Fleet:
         pod_size: int,
         shapes: ShapeRows,
         make_planner: Callable[[int], Planner],
+        gatherer: Gatherer,
         *,
         use_idle: bool,
     ) -> None:
@@ -61,7 +64,7 @@ class Fleet:
         for start in range(0, world_size, pod_size):
             ranks = range(start, min(start + pod_size, world_size))
             planner = make_planner(len(ranks))
-            self._members.append(Member(ranks, Pod(ranks, shapes, planner, use_idle=use_idle), planner))
+            self._members.append(Member(ranks, Pod(ranks, shapes, planner, gatherer, use_idle=use_idle), planner))
         self._home: dict[str, Member] = {}
         self._seen: dict[int, RequestView] = {}
         self._seen_ranks: dict[int, RankView] = {}

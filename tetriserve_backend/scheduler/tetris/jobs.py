@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.tetris.arrays import Started
 from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
@@ -146,7 +145,7 @@ class JobList:
                 if more > self._idle or not self._planner.can_spare(more, self._end_s(job.index, wider, steps)):
                     continue
                 step_s = self._costs(job.index).step_s
-                remaining = self._situation.requests[job.index].remaining_steps
+                remaining = self._situation.batches[job.index].remaining_steps
                 gain = (step_s[job.sp_degree] - step_s[wider]) * remaining / more
                 if best is None or gain > best[0]:
                     best = (gain, job, wider)
@@ -170,11 +169,11 @@ class JobList:
 
     def _steps(self, index: int, degree: int) -> int:
         step_s = self._costs(index).step_s[degree]
-        return self._shapes.segment_steps(step_s, self._situation.requests[index].remaining_steps)
+        return self._shapes.segment_steps(step_s, self._situation.batches[index].shared_steps)
 
     def _end_s(self, index: int, degree: int, steps: int) -> float:
-        costs, view = self._costs(index), self._situation.requests[index]
-        encode_s = costs.encode_s if view.next_kind is SegmentKind.ENCODE else 0.0
+        costs = self._costs(index)
+        encode_s = self._situation.batches[index].num_encodes * costs.encode_s
         return self._situation.now_s + encode_s + steps * costs.step_s[degree] + costs.dispatch_s
 
     def _next_degree(self, job: Job) -> int | None:
@@ -182,7 +181,7 @@ class JobList:
         return min(wider, default=None)
 
     def _cheapest_gpu_seconds(self, index: int) -> float:
-        return self._situation.requests[index].remaining_steps * self._costs(index).efficient[0].gpu_seconds
+        return self._situation.batches[index].remaining_steps * self._costs(index).efficient[0].gpu_seconds
 
     def _costs(self, index: int) -> ShapeCosts:
         return self._shapes.costs(self._planner.rows[index])

@@ -212,7 +212,7 @@ def pack(requests: Requests, table: ShapeTable, start: Profile, packing: Packing
         packing.gpu_seconds[request], packing.first_degree[request] = cost, degree
         packing.until_s[request], packing.end_s[request] = until_s, end_s
         if cost >= 0.0:
-            saved += 1
+            saved += requests.weights[request]
             total += cost
     return saved, total
 
@@ -232,7 +232,7 @@ def saved_behind(requests: Requests, table: ShapeTable, start: Profile, packing:
         if requests.steps[request] <= 0.0:
             requests.left_out[request] = True
             if end_s <= requests.due_s[request]:
-                done += 1
+                done += requests.weights[request]
     return done + pack(requests, table, start, packing)[0]
 
 
@@ -253,7 +253,7 @@ def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packi
     tries, better = 1, True
     while better and tries < max_tries and np.any((best_gpu_seconds < 0.0) & ~best_left_out):
         better = False
-        dearest = np.argsort(-best_gpu_seconds)[:width]
+        dearest = np.argsort(-best_gpu_seconds / requests.weights)[:width]
         for change in range(2 * len(dearest)):
             request, widens = dearest[change % len(dearest)], change < len(dearest)
             num_degrees = table.num_degrees[requests.shapes[request]]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tetriserve_backend.domain import SegmentKind
+from tetriserve_backend.scheduler.batch import Batch
+from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, Started, make_profile
 from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, saved_behind, take, try_place
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
@@ -25,14 +26,14 @@ class Situation:
 
     Attributes:
         now_s: when the plan begins.
-        requests: those that need an encode or steps, in any order.
+        batches: those that need encodes or steps, in any order; each request in one of them.
         ready: for each, whether its next segment may be sent now.
         idle: ranks that are free now.
         returns_s: when each of the other usable ranks comes back.
     """
 
     now_s: float
-    requests: Sequence[RequestView]
+    batches: Sequence[Batch]
     ready: Sequence[bool]
     idle: int
     returns_s: Sequence[float]
@@ -56,14 +57,14 @@ class Planner:
         self.saved: list[bool] = []
         self.first_degree: list[int] = []
         self.until_s: list[float] = []
-        self.num_saved = 0
+        self.num_saved, self.gpu_seconds = 0, 0.0
         self.end_s: list[float] = []
         self.order: list[int] = []
 
     def plan(self, situation: Situation) -> None:
         """Fill what there is to ask about: `rows`, `order` (by due), and the columns of the packing."""
-        count = len(situation.requests)
-        self.rows = [self._shapes.row(view.request) for view in situation.requests]
+        count = len(situation.batches)
+        self.rows = [self._shapes.row(batch.request, batch.size) for batch in situation.batches]
         requests = self._to_pack(situation)
         start = _profile(situation)
         # Each placement splits the profile at its begin and end, and twice inside; each interval of the start once.
@@ -74,7 +75,9 @@ class Planner:
         choose(requests, self._shapes.table, start, packing, effort)
         self.saved, self.first_degree = (packing.gpu_seconds >= 0.0).tolist(), packing.first_degree.tolist()
         self.until_s, self.end_s, self.order = packing.until_s.tolist(), packing.end_s.tolist(), requests.order.tolist()
-        self.num_saved, self._requests, self._start = sum(self.saved), requests, start
+        saved = packing.gpu_seconds >= 0.0
+        self.num_saved, self.gpu_seconds = int(requests.weights[saved].sum()), float(packing.gpu_seconds[saved].sum())
+        self._requests, self._start = requests, start
 
     def saved_after(self, started: Started) -> int:
         """How many requests the plan still saves, in the same order, behind segments that start now."""
@@ -106,9 +109,10 @@ class Planner:
         self._make_room(int(self._left.size[0]) + 16)
         if len(self._tried.times) < len(self._left.times):
             self._tried = make_profile(len(self._left.times))
+        batch = Batch((view,))
         row = self._shapes.row(view.request)
         work = (float(view.remaining_steps), self._shapes.speeds(row))
-        cost, _, _, _ = try_place(self._left, self._tried, now_s, self._due_s(view, row), work)
+        cost, _, _, _ = try_place(self._left, self._tried, now_s, due_s(batch, self._shapes.costs(row)), work)
         return cost if cost >= 0.0 else math.inf
 
     def keep_added(self) -> None:
@@ -117,32 +121,27 @@ class Planner:
 
     def finish_s(self, index: int, situation: Situation) -> float:
         """When a request of the last plan should have its image; a late one as soon as what is left free allows."""
-        view, row = situation.requests[index], self.rows[index]
+        batch, row = situation.batches[index], self.rows[index]
         end_s = self.end_s[index]
         if not self.saved[index]:
-            ready_s = max(situation.now_s, 0.0 if situation.ready[index] else view.ready_at_s)
-            end_s = earliest_end(self._left, ready_s, float(view.remaining_steps), self._shapes.speeds(row))
-        return end_s + view.request.deadline_s - _MARGIN_S - self._due_s(view, row)
+            ready_s = max(situation.now_s, 0.0 if situation.ready[index] else batch.ready_at_s)
+            end_s = earliest_end(self._left, ready_s, float(batch.remaining_steps), self._shapes.speeds(row))
+        return end_s + batch.request.deadline_s - _MARGIN_S - due_s(batch, self._shapes.costs(row))
 
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
-        now_s, requests, table = situation.now_s, situation.requests, self._shapes.table
-        starts = zip(requests, situation.ready, strict=True)
-        ready_s = np.array([max(view.ready_at_s, now_s) for view, ready in starts])
-        due_s = np.array([self._due_s(view, row) for view, row in zip(requests, self.rows, strict=True)])
-        steps = np.array([float(view.remaining_steps) for view in requests])
-        rows = np.array(self.rows, np.int64)
-        fastest = table.rates[rows, table.num_degrees[rows] - 1]
-        left_out = due_s - ready_s - steps / fastest < -1e-9
-        return Requests(
-            np.argsort(due_s, kind="stable"), left_out, ready_s, due_s, steps, rows, np.zeros(len(rows), np.int64)
+        now_s, batches, table = situation.now_s, situation.batches, self._shapes.table
+        ready_s = np.array([max(batch.ready_at_s, now_s) for batch in batches])
+        deadlines_s = np.array(
+            [due_s(batch, self._shapes.costs(row)) for batch, row in zip(batches, self.rows, strict=True)]
         )
-
-    def _due_s(self, view: RequestView, row: int) -> float:
-        """When the last step must end; an encode that is still due is taken off the time left."""
-        costs = self._shapes.costs(row)
-        encode_s = costs.encode_s if view.next_kind is SegmentKind.ENCODE else 0.0
-        return view.request.deadline_s - costs.decode_s - encode_s - _MARGIN_S
+        steps = np.array([float(batch.remaining_steps) for batch in batches])
+        rows = np.array(self.rows, np.int64)
+        weights = np.array([batch.size for batch in batches])
+        fastest = table.rates[rows, table.num_degrees[rows] - 1]
+        left_out = deadlines_s - ready_s - steps / fastest < -1e-9
+        order = np.argsort(deadlines_s, kind="stable")
+        return Requests(order, left_out, ready_s, deadlines_s, steps, rows, weights, np.zeros_like(rows))
 
     def _make_room(self, intervals: int) -> None:
         # Room for a few more, since the profile takes turns with the one that is tried.
@@ -159,6 +158,18 @@ def _copy(given: Profile, target: Profile) -> None:
 
 def _packing(count: int, left: Profile) -> Packing:
     return Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), np.zeros(count), left)
+
+
+def due_s(batch: Batch, costs: ShapeCosts) -> float:
+    """When the last step of a batch must end; encodes that are still due are taken off the time left.
+
+    A member that is done before the others is so in time if the steps behind its last one, which take a known
+    time at least, end no more than that behind its own deadline.
+    """
+    last = batch.remaining_steps
+    around_s = batch.num_encodes * costs.encode_s + batch.size * costs.decode_s + _MARGIN_S
+    ends_s = (m.request.deadline_s + (last - m.remaining_steps) * costs.fastest.step_s for m in batch.members)
+    return min(ends_s) - around_s
 
 
 def _profile(situation: Situation) -> Profile:

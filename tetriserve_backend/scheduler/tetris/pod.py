@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 from tetriserve_backend.domain import Plan, SegmentKind
+from tetriserve_backend.scheduler.batch import Batch
+from tetriserve_backend.scheduler.tetris.gathering import Gatherer
 from tetriserve_backend.scheduler.tetris.jobs import Job, JobList
 from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
 from tetriserve_backend.scheduler.tetris.seats import Seating, groups_of
@@ -23,6 +25,7 @@ class Pod:
         ranks: consecutive, from a multiple of their number.
         shapes: what requests cost.
         planner: plans; what it tells is valid until the next call.
+        gatherer: says who could share forward passes.
         use_idle: whether ranks that the plan leaves idle may work.
 
     Attributes:
@@ -30,9 +33,11 @@ class Pod:
         unserved: requests that waited for their first segment and got none, those that will be late first.
     """
 
-    def __init__(self, ranks: range, shapes: ShapeRows, planner: Planner, *, use_idle: bool) -> None:
+    def __init__(
+        self, ranks: range, shapes: ShapeRows, planner: Planner, gatherer: Gatherer, *, use_idle: bool
+    ) -> None:
         self._groups = groups_of(ranks)
-        self._shapes, self._planner, self._use_idle = shapes, planner, use_idle
+        self._shapes, self._planner, self._gatherer, self._use_idle = shapes, planner, gatherer, use_idle
         self.num_idle = len(ranks)
         self.unserved: list[RequestView] = []
 
@@ -43,27 +48,42 @@ class Pod:
             if request.next_kind is SegmentKind.DECODE and view.is_ready(request, now_s):
                 seating.decode(request)
         situation = self._situation(view, now_s, len(seating.idle), seating.ends_s)
-        waiting = situation.requests
+        anybody_waits = bool(situation.batches)
         jobs: list[Job] = []
         held_until_s = math.inf
-        planned = bool(waiting and seating.idle)
+        planned = bool(anybody_waits and seating.idle)
         if planned:
-            self._planner.plan(situation)
+            situation = self._plan_in_batches(situation)
             job_list = JobList(self._shapes, self._planner, situation)
             jobs, held_until_s = job_list.fill(use_idle=self._use_idle), job_list.held_until_s
-            seating.denoise(jobs, waiting)
-        elif not waiting:
+            seating.denoise(jobs, situation.batches)
+        elif not anybody_waits:
             self._planner.forget(situation)
         self.num_idle = len(seating.idle)
         self._note_unserved(situation, jobs, planned=planned)
-        return seating.plan(anybody_waits=bool(waiting), not_after_s=held_until_s)
+        return seating.plan(anybody_waits=anybody_waits, not_after_s=held_until_s)
+
+    def _plan_in_batches(self, alone: Situation) -> Situation:
+        """Plan, with batches if these save as many requests for fewer GPU-seconds, or more; what was planned."""
+        planner = self._planner
+        planner.plan(alone)
+        gathered = self._gatherer.gather(alone, may_wait=all(planner.saved))
+        if gathered is alone:
+            return alone
+        worth = (planner.num_saved, -planner.gpu_seconds)
+        planner.plan(gathered)
+        gpu_seconds = planner.gpu_seconds - self._gatherer.overcounted_gpu_s(gathered)
+        if (planner.num_saved, -gpu_seconds) > worth:
+            return gathered
+        planner.plan(alone)
+        return alone
 
     def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
         """When a request should have its image by a fresh plan of which nothing is run; None if that is not known."""
         idle = len(view.available_ranks(now_s))
         situation = self._situation(view, now_s, idle, ())
-        for index, request in enumerate(situation.requests):
-            if request.request.request_id == request_id:
+        for index, batch in enumerate(situation.batches):
+            if batch.request.request_id == request_id:
                 self._planner.plan(situation)
                 finish_s = self._planner.finish_s(index, situation)
                 return finish_s if finish_s < math.inf else None
@@ -77,12 +97,12 @@ class Pod:
         returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
         # What is sent ahead begins when the last of the available ranks is free.
         start_s = max([now_s, *(rank.free_at_s for rank in view.ranks if rank.free_at_s <= horizon_s)])
-        return Situation(start_s, waiting, ready, idle, [*returns_s, *decodes_end_s])
+        return Situation(start_s, [Batch((request,)) for request in waiting], ready, idle, [*returns_s, *decodes_end_s])
 
     def _note_unserved(self, situation: Situation, jobs: Sequence[Job], *, planned: bool) -> None:
         served = {job.index for job in jobs}
-        new = [i for i, r in enumerate(situation.requests) if r.placement is None and not r.in_flight]
-        left = [i for i in new if i not in served]
+        left = [i for i, b in enumerate(situation.batches) if i not in served]
         if planned:
             left.sort(key=lambda i: self._planner.saved[i])
-        self.unserved = [situation.requests[i] for i in left]
+        members = (member for i in left for member in situation.batches[i].members)
+        self.unserved = [member for member in members if member.placement is None and not member.in_flight]

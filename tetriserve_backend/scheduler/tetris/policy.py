@@ -4,6 +4,7 @@ from tetriserve_backend.domain import Plan
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.costs import CostModel
 from tetriserve_backend.scheduler.tetris.fleet import Fleet
+from tetriserve_backend.scheduler.tetris.gathering import Gatherer
 from tetriserve_backend.scheduler.tetris.planner import Planner
 from tetriserve_backend.scheduler.tetris.pod import Pod
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
@@ -25,6 +26,7 @@ class TetrisPolicy:
     def __init__(self, settings: SchedulerSettings, model: CostModel, world_size: int) -> None:
         pod_size = min(settings.pod_size, world_size)
         shapes = ShapeRows(model, settings.segment_seconds)
+        gatherer = Gatherer(shapes, settings.max_batch, settings.batch_patience_s)
         use_idle = settings.elastic_scale_up
 
         def make_planner(num_ranks: int) -> Planner:
@@ -32,9 +34,9 @@ class TetrisPolicy:
 
         self._pods: Pod | Fleet
         if world_size <= pod_size:
-            self._pods = Pod(range(world_size), shapes, make_planner(world_size), use_idle=use_idle)
+            self._pods = Pod(range(world_size), shapes, make_planner(world_size), gatherer, use_idle=use_idle)
         else:
-            self._pods = Fleet(world_size, pod_size, shapes, make_planner, use_idle=use_idle)
+            self._pods = Fleet(world_size, pod_size, shapes, make_planner, gatherer, use_idle=use_idle)
         warm_up()
 
     @property

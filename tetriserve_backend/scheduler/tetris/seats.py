@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from tetriserve_backend.domain import Assignment, Placement, Plan
+from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.groups import Ranks, aligned_groups
-from tetriserve_backend.scheduler.stages import chain
+from tetriserve_backend.scheduler.stages import batch_chain, chain
 from tetriserve_backend.scheduler.tetris.jobs import Job
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
@@ -98,22 +99,22 @@ class Seating:
         self._assignments += chain(request, placement, 0)
         self.ends_s.append(self._now_s + self._costs(request).decode_s)
 
-    def denoise(self, jobs: Sequence[Job], requests: Sequence[RequestView]) -> None:
+    def denoise(self, jobs: Sequence[Job], batches: Sequence[Batch]) -> None:
         """Segments for all jobs, widest first; where the idle ranks form no group of a job's size, a narrower one."""
         jobs = sorted(jobs, key=lambda job: -job.sp_degree)
         for position, job in enumerate(jobs):
-            request = requests[job.index]
-            costs = self._costs(request)
-            elsewhere = [requests[other.index].placement for other in jobs[position + 1 :]]
+            batch = batches[job.index]
+            costs = self._shapes.costs(self._shapes.row(batch.request, batch.size))
+            elsewhere = [batches[other.index].placement for other in jobs[position + 1 :]]
             for degree in sorted((degree for degree in costs.step_s if degree <= job.sp_degree), reverse=True):
-                placement = seat(self._groups, self.idle, degree, request.placement, elsewhere, slowness=self._slowness)
+                placement = seat(self._groups, self.idle, degree, batch.placement, elsewhere, slowness=self._slowness)
                 if placement is None:
                     continue
                 steps = job.num_steps
                 if degree < job.sp_degree:
-                    steps = self._shapes.segment_steps(costs.step_s[degree], request.remaining_steps)
-                self._assignments += chain(request, placement, steps)
-                self.ends_s.append(self._now_s + costs.chain_s(request, degree, steps))
+                    steps = self._shapes.segment_steps(costs.step_s[degree], batch.shared_steps)
+                self._assignments += batch_chain(batch, placement, steps)
+                self.ends_s.append(self._now_s + _chain_s(batch, costs, degree, steps))
                 break
 
     def plan(self, *, anybody_waits: bool, not_after_s: float) -> Plan:
@@ -125,3 +126,11 @@ class Seating:
 
     def _costs(self, request: RequestView) -> ShapeCosts:
         return self._shapes.costs(self._shapes.row(request.request))
+
+
+def _chain_s(batch: Batch, costs: ShapeCosts, sp_degree: int, num_steps: int) -> float:
+    """Seconds of the segments that `batch_chain` makes, dispatch included."""
+    encode_rounds = -(-batch.num_encodes // sp_degree)
+    num_done = sum(member.remaining_steps == num_steps for member in batch.members)
+    denoise_s = num_steps * costs.step_s[sp_degree] + costs.dispatch_s
+    return encode_rounds * costs.encode_s + denoise_s + -(-num_done // sp_degree) * costs.decode_s

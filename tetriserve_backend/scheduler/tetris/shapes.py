@@ -23,20 +23,24 @@ class ShapeRows:
     def __init__(self, model: CostModel, segment_s: float) -> None:
         self._model, self._segment_s = model, segment_s
         self._version = model.version
-        self._rows: dict[tuple[str, int, int], int] = {}
+        self._rows: dict[tuple[str, int, int, int], int] = {}
         self._costs: list[ShapeCosts] = []
         width = model.num_sizes
         self.table = ShapeTable(
             np.zeros((_FIRST_ROWS, width), np.int64), np.zeros((_FIRST_ROWS, width)), np.zeros(_FIRST_ROWS, np.int64)
         )
 
-    def row(self, request: Request) -> int:
-        """The row of a request's shape."""
+    def row(self, request: Request, batch: int = 1) -> int:
+        """The row of a request's shape in batches of that size, which must be 1 or one of `batch_sizes`."""
         if self._version != self._model.version:
             self._follow()
-        key = (request.model, request.height, request.width)
+        key = (request.model, request.height, request.width, batch)
         row = self._rows.get(key)
         return self._add(key) if row is None else row
+
+    def batch_sizes(self, request: Request) -> tuple[int, ...]:
+        """Batches of a request's shape that save GPU-seconds, the most first."""
+        return self._model.batch_sizes(request.height, request.width, request.model)
 
     def costs(self, row: int) -> ShapeCosts:
         """The costs behind a row."""
@@ -55,17 +59,17 @@ class ShapeRows:
     def _follow(self) -> None:
         """Read the costs of all rows anew; what a model that is gone cost has no reader left."""
         self._version = self._model.version
-        for row, (model, height, width) in enumerate(self._rows):
-            if self._model.knows(model):
-                self._costs[row] = self._model.of_shape(height, width, model)
+        for row, (model, height, width, batch) in enumerate(self._rows):
+            if self._model.knows(model) and (batch == 1 or batch in self._model.batch_sizes(height, width, model)):
+                self._costs[row] = self._model.of_shape(height, width, model, batch)
                 self._fill(row)
 
-    def _add(self, key: tuple[str, int, int]) -> int:
+    def _add(self, key: tuple[str, int, int, int]) -> int:
         row = len(self._costs)
         if row == len(self.table.num_degrees):
             self.table = ShapeTable(*(np.concatenate([column, np.zeros_like(column)]) for column in self.table))
-        model, height, width = key
-        self._costs.append(self._model.of_shape(height, width, model))
+        model, height, width, batch = key
+        self._costs.append(self._model.of_shape(height, width, model, batch))
         self._rows[key] = row
         self._fill(row)
         return row

@@ -12,7 +12,7 @@ def warm_up() -> None:
     start, left = make_profile(4), make_profile(32)
     start.free[0], start.size[0] = 1, 1
     zero, due_s = np.zeros(1, np.int64), np.full(1, 9.0)
-    requests = Requests(zero, np.zeros(1, np.bool_), np.zeros(1), due_s, np.ones(1), zero.copy(), zero.copy())
+    requests = Requests(zero, np.zeros(1, np.bool_), np.zeros(1), due_s, np.ones(1), zero, zero + 1, zero.copy())
     packing = Packing(np.zeros(1), zero.copy(), np.zeros(1), np.zeros(1), left)
     choose(requests, table, start, packing, (2, 1))
     saved_behind(requests, table, start, packing, Started(zero[:0], zero[:0], zero[:0], due_s[:0]))

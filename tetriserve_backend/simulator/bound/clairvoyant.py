@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tetriserve_backend.domain import LatencyTableError, Request
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 from tetriserve_backend.simulator.bound.milp import RowWiseModel, maximise
 from tetriserve_backend.simulator.bound.modes import FluidShape, fluid_shape
 
@@ -81,17 +81,20 @@ class _Window:
 
 
 def clairvoyant_bound(
-    table: LatencyTable, requests: Iterable[Request], world_size: int, settings: BoundSettings | None = None
+    given: LatencyTable | LatencyTables,
+    requests: Iterable[Request],
+    world_size: int,
+    settings: BoundSettings | None = None,
 ) -> Bound:
     """Bound the number of requests that any policy can finish by their deadlines.
 
     Relaxed are: which GPUs (any `world_size` of them count), whole steps, the cost of switching, and batch
     partners (a request pays k/b GPUs as if its batch were always full). Kept are: arrivals and deadlines, one
     mode at a time per request, encode before the first step and decode behind the last, the GPUs of the world.
-    Shapes outside the table count as missed: the engine refuses them.
+    Models and shapes outside the tables count as missed: the engine refuses them.
 
     Args:
-        table: what work costs.
+        given: what work costs: a table for all requests, or one per model.
         requests: in order of arrival.
         world_size: number of ranks.
         settings: see `BoundSettings`.
@@ -100,14 +103,15 @@ def clairvoyant_bound(
         RuntimeError: the solver failed.
     """
     settings = settings or BoundSettings()
-    shapes: dict[tuple[int, int], FluidShape | None] = {}
+    tables = as_tables(given)
+    shapes: dict[tuple[str, int, int], FluidShape | None] = {}
     total = Bound(0, 0, 0, True, 0.0)
     for block in _blocks(requests, settings.block_requests):
         windows = []
         for request in block:
-            key = (request.height, request.width)
+            key = (request.model, request.height, request.width)
             if key not in shapes:
-                shapes[key] = _shape_or_none(table, *key, world_size, batching=settings.batching)
+                shapes[key] = _shape_or_none(tables, *key, world_size, batching=settings.batching)
             shape = shapes[key]
             window = _window(request, shape) if shape else None
             if window is not None:
@@ -118,10 +122,10 @@ def clairvoyant_bound(
 
 
 def _shape_or_none(
-    table: LatencyTable, height: int, width: int, world_size: int, *, batching: bool
+    tables: LatencyTables, model: str, height: int, width: int, world_size: int, *, batching: bool
 ) -> FluidShape | None:
     try:
-        shape = fluid_shape(table, height, width, world_size, batching=batching)
+        shape = fluid_shape(tables.of(model), height, width, world_size, batching=batching)
     except LatencyTableError:
         return None
     return shape if shape.modes else None

@@ -182,6 +182,7 @@ def crowd_of(entries):
         due_s,
         np.array([entry[2] for entry in entries]),
         np.array([entry[3] for entry in entries]),
+        np.ones(len(entries), np.int64),
         np.zeros(len(entries), np.int64),
     )
 
