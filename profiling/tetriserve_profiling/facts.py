@@ -25,6 +25,7 @@ def identity_of(executor: ProfiledExecutor, settings: Mapping[str, Any]) -> Iden
         text_tokens=executor.facts.text_tokens,
         software=executor.software,
         settings=settings,
+        guided=executor.facts.supports_negative_prompt,
     )
 
 

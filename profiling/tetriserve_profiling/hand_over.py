@@ -8,9 +8,9 @@ from typing import Any
 
 from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
+from tetriserve_backend.latency_table.work import Work, step_work
 from tetriserve_profiling.bench import Bench
 from tetriserve_profiling.stopwatch import CREATE, RESIDENT, STAY, Stopwatch
-from tetriserve_profiling.work import StepWork
 
 _FROM_TOKENS = 1024
 _NUM_RESOLUTIONS = 2
@@ -112,7 +112,7 @@ class MoveMeter:
         Raises:
             SegmentsFailedError: a segment failed.
         """
-        work = StepWork(height, width)
+        work = step_work(height, width)
         await self._stopwatch.prepare(work)
         times = self._times.get((height, width, move))
         if times is None:
@@ -142,7 +142,7 @@ class MoveMeter:
             costs.append(MoveCost(*key, between_s, seconds, statistics.median(times.step), len(times.moved)))
         return costs
 
-    def _first_on(self, work: StepWork, ranks: tuple[int, ...]) -> RunSegment:
+    def _first_on(self, work: Work, ranks: tuple[int, ...]) -> RunSegment:
         """Brings the conditioning there."""
         source = Source(SourceKind.HOST, ranks[0])
         return self._stopwatch.steps(work, HandOver(source, CREATE), 0, ranks=ranks)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.latency_table.work import Work, encode_work
 from tetriserve_profiling.bench import Bench, ProfiledExecutor, SegmentsFailedError
 from tetriserve_profiling.hand_over import Move, MoveCost, MoveMeter, list_moves, resolutions_to_move
 from tetriserve_profiling.record import Record
@@ -13,7 +14,6 @@ from tetriserve_profiling.schedule import Visit, visits
 from tetriserve_profiling.settings import ProfileSettings
 from tetriserve_profiling.spread import Spread
 from tetriserve_profiling.stopwatch import Stopwatch
-from tetriserve_profiling.work import DecodeWork, EncodeWork, Work
 
 _TRIES = 3
 OUT_OF_MEMORY = "out of memory"
@@ -174,17 +174,14 @@ class Profiler:
 
     def _known_problem(self, work: Work) -> str:
         """Why a larger batch cannot fit, where a smaller one does not."""
-        if isinstance(work, DecodeWork):
-            return ""
         for other, reason in self._record.absent.items():
-            if isinstance(other, DecodeWork) or not reason.startswith(OUT_OF_MEMORY):
-                continue
-            if other.batch < work.batch and replace(other, batch=work.batch) == work:
+            is_smaller = other.batch < work.batch and replace(other, batch=work.batch) == work
+            if is_smaller and reason.startswith(OUT_OF_MEMORY):
                 return f"{OUT_OF_MEMORY}: {other} is"
         return ""
 
     def _give_up(self, work: Work, problem: str) -> None:
-        if work == EncodeWork(1):
+        if work == encode_work():
             raise LatencyTableError(f"{work} failed, so that nothing can be measured: {problem}")
         self._record.give_up(work, problem)
 

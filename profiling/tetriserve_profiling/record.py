@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tetriserve_backend.domain import SegmentKind
+from tetriserve_backend.latency_table.work import Work
 from tetriserve_profiling.hand_over import MoveCost
 from tetriserve_profiling.spread import Spread, spread
 from tetriserve_profiling.stopwatch import Samples
-from tetriserve_profiling.work import DecodeWork, EncodeWork, StepWork, Work, work_from_dict, work_to_dict
+from tetriserve_profiling.work import KIND_NAMES, work_from_dict, work_to_dict
 
 _CV_DIGITS = 4
 
@@ -20,6 +22,7 @@ class Identity:
     Attributes:
         build: name of the model's folder; tells one build of an embedded model from the next.
         settings: everything else that the times depend on, by name.
+        guided: whether steps have a second pass for classifier-free guidance.
     """
 
     model: str
@@ -30,6 +33,7 @@ class Identity:
     text_tokens: int
     software: Mapping[str, str]
     settings: Mapping[str, Any]
+    guided: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -110,12 +114,13 @@ class Record:
             "dtype": identity.dtype,
             "source": "measured",
             "text_tokens": identity.text_tokens,
+            "guided": identity.guided,
             "software": dict(identity.software),
         }
         if identity.settings:
             document["settings"] = dict(identity.settings)
-        for name, kind in (("step", StepWork), ("encode", EncodeWork), ("decode", DecodeWork)):
-            document[name] = [self._table_entry(work) for work in measured if isinstance(work, kind)]
+        for kind, name in KIND_NAMES.items():
+            document[name] = [self._table_entry(work) for work in measured if work.kind is kind]
         gaps_s = [entry["gap_seconds"] for entry in document["step"] if "gap_seconds" in entry]
         document["dispatch_seconds"] = max(0.0, statistics.median(gaps_s)) if gaps_s else 0.0
         if self.absent:
@@ -132,7 +137,7 @@ class Record:
         if keys.get("cfg") == 1:
             del keys["cfg"]
         values = {"seconds": summary.seconds, "cv": round(summary.cv, _CV_DIGITS), "samples": summary.samples}
-        if isinstance(work, StepWork) and entry.gaps_s:
+        if work.kind is SegmentKind.DENOISE and entry.gaps_s:
             values["gap_seconds"] = statistics.median(entry.gaps_s)
         if entry.memory_bytes is not None:
             values["memory_bytes"] = entry.memory_bytes

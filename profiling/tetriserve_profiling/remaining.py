@@ -3,7 +3,8 @@
 import statistics
 from collections.abc import Iterable
 
-from tetriserve_profiling.work import Work
+from tetriserve_backend.latency_table.work import Work
+from tetriserve_profiling.work import size_of
 
 
 class RemainingTime:
@@ -26,9 +27,9 @@ class RemainingTime:
         for work in to_come:
             seconds = self._visit_s.get(work)
             if seconds is None:
-                known = [taken / other.size for other, taken in self._visit_s.items() if type(other) is type(work)]
+                known = [taken / size_of(other) for other, taken in self._visit_s.items() if other.kind is work.kind]
                 if not known:
                     return None
-                seconds = work.size * statistics.median(known)
+                seconds = size_of(work) * statistics.median(known)
             total_s += seconds
         return total_s

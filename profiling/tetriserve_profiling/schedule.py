@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.domain import ConfigurationError, image_tokens
+from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
 from tetriserve_profiling.settings import ProfileSettings
-from tetriserve_profiling.work import DecodeWork, EncodeWork, StepWork, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ def list_work(settings: ProfileSettings, modes: Modes) -> list[Work]:
     _check_degrees(settings, modes)
     shapes = sorted(set(settings.resolutions), key=lambda shape: (image_tokens(*shape), shape))
     batches = sorted(set(settings.batches))
-    work: list[Work] = [EncodeWork(batch) for batch in batches]
+    work: list[Work] = [encode_work(batch) for batch in batches]
     for height, width in shapes:
         for mode in modes(image_tokens(height, width)):
             if settings.degrees is None or mode.ranks in settings.degrees:
-                work += [StepWork(height, width, batch, mode.sp, mode.cfg) for batch in batches]
-        work.append(DecodeWork(height, width))
+                work += [step_work(height, width, batch, mode.sp, mode.cfg) for batch in batches]
+        work.append(decode_work(height, width))
     return work
 
 

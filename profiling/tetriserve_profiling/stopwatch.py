@@ -7,10 +7,11 @@ from itertools import pairwise
 
 from tetriserve_backend.domain import Request, SegmentKind
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
+from tetriserve_backend.latency_table.work import Work
 from tetriserve_profiling.bench import Bench
 from tetriserve_profiling.memory import peak_bytes, reset_peak
 from tetriserve_profiling.settings import MAX_REPEATS, MAX_WARMUP
-from tetriserve_profiling.work import EncodeWork, StepWork, Work
+from tetriserve_profiling.work import ranks_of
 
 CREATE = Source(SourceKind.CREATE)
 RESIDENT = Source(SourceKind.RESIDENT)
@@ -69,14 +70,14 @@ class Stopwatch:
         Raises:
             SegmentsFailedError: a segment failed; call `forget` before the next measurement.
         """
-        pids = [pid for rank, pid in self._bench.executor.worker_pids().items() if rank in work.ranks]
+        pids = [pid for rank, pid in self._bench.executor.worker_pids().items() if rank < work.degree]
         is_counted = reset_peak(pids)
-        if isinstance(work, StepWork):
+        if work.kind is SegmentKind.DENOISE:
             await self.prepare(work)
         warm = await self._bench.run([self._command(work, number) for number in range(warmup)])
         once_s = max(warm[-1].seconds, 1e-6)
         steps = 1
-        if isinstance(work, StepWork):
+        if work.kind is SegmentKind.DENOISE:
             steps = max(1, min(_MAX_STEPS_PER_SAMPLE, math.ceil(_SAMPLE_S / once_s)))
         starts = range(warmup, warmup + steps * afford(steps * once_s), steps)
         spans = await self._bench.run([self._command(work, start, steps) for start in starts])
@@ -87,7 +88,7 @@ class Stopwatch:
             max(on_device) if on_device else peak_bytes(pids) if is_counted else None,
         )
 
-    async def prepare(self, work: StepWork) -> None:
+    async def prepare(self, work: Work) -> None:
         """Have rank 0 hold the conditioning of the requests of `work`."""
         if self._encoded < work.batch:
             missing = self._requests(work.batch)[self._encoded :]
@@ -96,29 +97,30 @@ class Stopwatch:
 
     def steps(
         self,
-        work: StepWork,
+        work: Work,
         hand_over: HandOver,
         first_step: int,
         num_steps: int = 1,
         ranks: tuple[int, ...] | None = None,
     ) -> RunSegment:
         """A segment of that work, on other ranks if these are given."""
+        requests = self._requests(work.batch, work.height, work.width)
         return self._bench.command(
-            SegmentKind.DENOISE, self._requests(work.batch, work.height, work.width), ranks or work.ranks, hand_over,
-            first_step=first_step, num_steps=num_steps, cfg=work.cfg,
+            SegmentKind.DENOISE, requests, ranks or ranks_of(work), hand_over,
+            first_step=first_step, num_steps=num_steps, cfg=work.cfg_degree,
         )  # fmt: skip
 
     def _command(self, work: Work, first_step: int, num_steps: int = 1) -> RunSegment:
-        if isinstance(work, StepWork):
-            conditioning = RESIDENT if len(work.ranks) == 1 else Source(SourceKind.BROADCAST, 0)
+        if work.kind is SegmentKind.DENOISE:
+            conditioning = RESIDENT if work.degree == 1 else Source(SourceKind.BROADCAST, 0)
             hand_over = STAY if first_step else HandOver(conditioning, CREATE)
             return self.steps(work, hand_over, first_step, num_steps)
-        if isinstance(work, EncodeWork):
+        if work.kind is SegmentKind.ENCODE:
             self._encoded = max(self._encoded, work.batch)
             return self._encode(self._requests(work.batch))
         # Noise takes as long to decode as a picture, and needs no step before it.
         request = self._bench.request("decode", work.height, work.width, 0)
-        return self._bench.command(SegmentKind.DECODE, [request], work.ranks, HandOver(CREATE, CREATE))
+        return self._bench.command(SegmentKind.DECODE, [request], ranks_of(work), HandOver(CREATE, CREATE))
 
     def _encode(self, requests: Sequence[Request]) -> RunSegment:
         return self._bench.command(SegmentKind.ENCODE, requests, (0,), HandOver(CREATE, CREATE))

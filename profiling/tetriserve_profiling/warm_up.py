@@ -8,8 +8,8 @@ from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, Sou
 from tetriserve_backend.executor.placements import shared_groups
 from tetriserve_backend.latency_table import Work
 from tetriserve_profiling.bench import Bench, ProfiledExecutor, SegmentsFailedError
+from tetriserve_profiling.stopwatch import CREATE, RESIDENT
 
-_CREATE, _RESIDENT = Source(SourceKind.CREATE), Source(SourceKind.RESIDENT)
 _UNGUIDED = 1.0
 
 
@@ -45,9 +45,9 @@ async def _run(bench: Bench, work: Work, guidance_scale: float) -> None:
     for ranks in (group for group in groups if len(group) == work.degree):
         batch = [bench.request(f"warm-{ranks[0]}-{n}", work.height, work.width, 1) for n in range(work.batch)]
         batch = [replace(request, guidance_scale=guidance_scale) for request in batch]
-        encode = HandOver(_CREATE, _CREATE)
+        encode = HandOver(CREATE, CREATE)
         commands += [bench.command(SegmentKind.ENCODE, [request], ranks[:1], encode) for request in batch]
-        shared = HandOver(Source(SourceKind.BROADCAST, ranks[0]) if len(ranks) > 1 else _RESIDENT, _CREATE)
+        shared = HandOver(Source(SourceKind.BROADCAST, ranks[0]) if len(ranks) > 1 else RESIDENT, CREATE)
         commands.append(bench.command(SegmentKind.DENOISE, batch, ranks, shared, num_steps=1, cfg=work.cfg_degree))
         requests += batch
     try:

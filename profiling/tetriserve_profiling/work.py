@@ -1,93 +1,39 @@
-"""What a profile measures: denoising steps, encodes and decodes of given shapes."""
+"""Work as a profile measures it: where, how large it is, and how files tell it."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final
 
-from tetriserve_backend.domain import image_tokens
+from tetriserve_backend.domain import SegmentKind, image_tokens
+from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
 
+KIND_NAMES: Final = {SegmentKind.DENOISE: "step", SegmentKind.ENCODE: "encode", SegmentKind.DECODE: "decode"}
+"""What files call them, in the order of a latency table."""
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """One denoising step of `batch` images of `height` × `width` pixels on `sp` × `cfg` ranks."""
-
-    height: int
-    width: int
-    batch: int = 1
-    sp: int = 1
-    cfg: int = 1
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Where it is measured."""
-        return tuple(range(self.sp * self.cfg))
-
-    @property
-    def size(self) -> float:
-        """Latent tokens per rank: what its duration grows with, to a first approximation."""
-        return image_tokens(self.height, self.width) * self.batch / len(self.ranks)
-
-    def __str__(self) -> str:
-        """For people."""
-        split = f" × cfg {self.cfg}" if self.cfg > 1 else ""
-        return f"step {self.height}x{self.width} batch {self.batch} sp {self.sp}{split}"
+_MAKERS: Final[dict[str, Callable[..., Work]]] = {"step": step_work, "encode": encode_work, "decode": decode_work}
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeWork:
-    """The text encoders for `batch` prompts on one rank."""
-
-    batch: int = 1
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Where it is measured."""
-        return (0,)
-
-    @property
-    def size(self) -> float:
-        """Prompts."""
-        return self.batch
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"encode batch {self.batch}"
+def ranks_of(work: Work) -> tuple[int, ...]:
+    """Where it is measured."""
+    return tuple(range(work.degree))
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeWork:
-    """The VAE for one image of `height` × `width` pixels on one rank."""
-
-    height: int
-    width: int
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Where it is measured."""
-        return (0,)
-
-    @property
-    def size(self) -> float:
-        """Latent tokens."""
-        return image_tokens(self.height, self.width)
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"decode {self.height}x{self.width}"
-
-
-Work: TypeAlias = StepWork | EncodeWork | DecodeWork
-
-_KINDS: dict[str, type[StepWork] | type[EncodeWork] | type[DecodeWork]] = {
-    "step": StepWork,
-    "encode": EncodeWork,
-    "decode": DecodeWork,
-}
+def size_of(work: Work) -> float:
+    """What its duration grows with, to a first approximation: prompts, or latent tokens per rank."""
+    if work.kind is SegmentKind.ENCODE:
+        return work.batch
+    return image_tokens(work.height, work.width) * work.batch / work.degree
 
 
 def work_to_dict(work: Work) -> dict[str, Any]:
-    """The work as JSON values."""
-    kind = next(name for name, of in _KINDS.items() if isinstance(work, of))
-    return {"kind": kind, **asdict(work)}
+    """The work as JSON values, by the keys of a latency table's entry and its kind."""
+    keys: dict[str, Any] = {"kind": KIND_NAMES[work.kind]}
+    if work.kind is not SegmentKind.ENCODE:
+        keys |= {"height": work.height, "width": work.width}
+    if work.kind is not SegmentKind.DECODE:
+        keys["batch"] = work.batch
+    if work.kind is SegmentKind.DENOISE:
+        keys |= {"sp": work.sp, "cfg": work.cfg_degree}
+    return keys
 
 
 def work_from_dict(raw: dict[str, Any]) -> Work:
@@ -96,4 +42,4 @@ def work_from_dict(raw: dict[str, Any]) -> Work:
     Raises:
         KeyError, TypeError: it was something else.
     """
-    return _KINDS[raw["kind"]](**{key: value for key, value in raw.items() if key != "kind"})
+    return _MAKERS[raw["kind"]](**{key: value for key, value in raw.items() if key != "kind"})

@@ -15,9 +15,9 @@ from tetriserve_backend.cli.launcher.repository import find_model_repository
 from tetriserve_backend.cli.options import parse_numbers, parse_resolutions, read_settings
 from tetriserve_backend.cli.profile_progress import ProfileProgress
 from tetriserve_backend.cli.table.show import make_console, print_table
-from tetriserve_backend.domain import ConfigurationError, TetriserveError
+from tetriserve_backend.domain import ConfigurationError, SegmentKind, TetriserveError
 from tetriserve_backend.executor.model_executor import ModelExecutor
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, Work
 from tetriserve_backend.latency_table.document import parse_document
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
 from tetriserve_profiling.facts import identity_of, modes_of
@@ -26,7 +26,6 @@ from tetriserve_profiling.profiler import Profiler, Progress
 from tetriserve_profiling.record import Identity
 from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import MAX_REPEATS, MAX_WARMUP, ProfileSettings, default_resolutions
-from tetriserve_profiling.work import StepWork, Work
 
 _EXIT_FAILED: Final = 1
 _EXIT_WRONG_INPUT: Final = 2
@@ -184,5 +183,5 @@ def _what_times_depend_on(server: ServerSettings, settings: ProfileSettings) -> 
 
 def _degrees(work: Sequence[Work], absent: dict[Work, str]) -> list[int]:
     """At which a single image was measured, ascending."""
-    steps = (one for one in work if isinstance(one, StepWork) and one not in absent)
-    return sorted({step.sp for step in steps if step.batch == 1 and step.cfg == 1})
+    steps = (one for one in work if one.kind is SegmentKind.DENOISE and one not in absent)
+    return sorted({step.degree for step in steps if step.batch == 1 and step.cfg_degree == 1})

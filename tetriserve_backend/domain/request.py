@@ -27,6 +27,11 @@ class Request:
     model: str = ""
 
     @property
+    def asks_for_guidance(self) -> bool:
+        """Whether a model with classifier-free guidance needs a second pass for it."""
+        return self.guidance_scale > 1.0
+
+    @property
     def slo_s(self) -> float:
         """The latency that this request was promised, in seconds."""
         return self.deadline_s - self.arrival_s

@@ -232,7 +232,7 @@ class EngineCore:
 
     def _finish_segment(self, event: ev.SegmentFinished, now_s: float, out: list[Command]) -> None:
         segment = self._ledger.take(event.segment_id, now_s)
-        if segment is not None:
+        if segment is not None and self._is_as_in_the_table(segment):
             out.extend(map(WarnOperator, self._drift.observe(segment, event.start_s, event.end_s, now_s)))
             self._views.slow_down(self._drift.slow_ranks)
         for part in segment.parts if segment else ():
@@ -337,6 +337,16 @@ class EngineCore:
             state.sent = state.sent.after(kind, part.num_steps)
             state.placement = placement
         return RunSegment(segment, tuple(state.request for state in states), sources, expected_s)
+
+    def _is_as_in_the_table(self, segment: Segment) -> bool:
+        """Whether the table tells the time of such requests; of requests that have ended, nobody knows any more.
+
+        It knows nothing of previews, and of a model with guidance only what guided steps take.
+        """
+        requests = [state.request for part in segment.parts if (state := self._requests.get(part.request_id))]
+        is_guided = self._tables.has(segment.model) and self._tables.of(segment.model).is_guided
+        odd = any(request.preview or (is_guided and not request.asks_for_guidance) for request in requests)
+        return len(requests) == segment.batch_size and not odd
 
     def _cfg_degree(self, assignment: Assignment, request: Request) -> int:
         if assignment.kind is not SegmentKind.DENOISE:

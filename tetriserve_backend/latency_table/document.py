@@ -104,6 +104,8 @@ class TableDocument(_Part):
     """A whole `*.latency.json`.
 
     Attributes:
+        guided: whether steps are those of a guided request, which a model with classifier-free guidance runs in two
+            passes; None where the file does not tell.
         settings: what else the times depend on.
         hand_over, absent: what a profile found beside the times.
     """
@@ -120,6 +122,7 @@ class TableDocument(_Part):
     decode: Annotated[list[DecodeEntry], Field(min_length=1)]
     dispatch_seconds: _Seconds
     text_tokens: _Count | None = None
+    guided: bool | None = None
     settings: dict[str, Any] = {}
     hand_over: list[MoveEntry] = []
     absent: list[AbsentEntry] = []

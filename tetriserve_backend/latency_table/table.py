@@ -9,7 +9,7 @@ from typing import Any
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, SegmentKind, image_tokens
 from tetriserve_backend.latency_table.curve import TokenCurve
 from tetriserve_backend.latency_table.document import StepEntry, TableDocument, dump_document, parse_document, refusal
-from tetriserve_backend.latency_table.work import Work
+from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
 
 
 class LatencyTable:
@@ -32,6 +32,9 @@ class LatencyTable:
         self.dispatch_s = document.dispatch_seconds
         self.text_tokens = document.text_tokens
         """Length of the text stream that it was measured with; None where the table does not tell."""
+        splits_guidance = any(entry.cfg > 1 for entry in document.step)
+        self.is_guided = splits_guidance if document.guided is None else document.guided
+        """Whether its steps are those of guided requests; others may take half as long."""
         self.settings: Mapping[str, Any] = document.settings
         """What else the times depend on, as far as the table tells."""
         self.resolutions = tuple(
@@ -124,15 +127,15 @@ class LatencyTable:
                     height=work.height,
                     width=work.width,
                     batch=work.batch,
-                    sp=work.degree // work.cfg_degree,
+                    sp=work.sp,
                     cfg=work.cfg_degree,
                     seconds=self.seconds(work) * factor_of(work),
                 )
                 step.append(entry)
-        encode_factor = factor_of(Work(SegmentKind.ENCODE))
+        encode_factor = factor_of(encode_work())
         encode = [e.model_copy(update={"seconds": e.seconds * encode_factor}) for e in self._document.encode]
         decode = [
-            e.model_copy(update={"seconds": e.seconds * factor_of(Work(SegmentKind.DECODE, e.height, e.width))})
+            e.model_copy(update={"seconds": e.seconds * factor_of(decode_work(e.height, e.width))})
             for e in self._document.decode
         ]
         changes = {"step": step, "encode": encode, "decode": decode}
@@ -141,8 +144,8 @@ class LatencyTable:
     @property
     def works(self) -> tuple[Work, ...]:
         """What this table has an entry for."""
-        decode = (Work(SegmentKind.DECODE, entry.height, entry.width) for entry in self._document.decode)
-        return (*map(_step, self._document.step), Work(SegmentKind.ENCODE), *decode)
+        decode = (decode_work(entry.height, entry.width) for entry in self._document.decode)
+        return (*map(_step, self._document.step), encode_work(), *decode)
 
     def save(self, path: str | Path) -> None:
         """Write the table so that a reader sees the old file or the whole new one, never a part."""
@@ -306,4 +309,4 @@ class LatencyTable:
 
 
 def _step(entry: StepEntry) -> Work:
-    return Work(SegmentKind.DENOISE, entry.height, entry.width, entry.ranks, entry.batch, entry.cfg)
+    return step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg)

@@ -12,7 +12,7 @@ class Work:
     Attributes:
         height, width: pixels; 0 for an encode.
         degree: ranks that share it.
-        batch: images that share a forward pass.
+        batch: images, or prompts, that share a forward pass.
         cfg_degree: into how many parts its guidance is split over the ranks, 1 or 2.
     """
 
@@ -23,12 +23,41 @@ class Work:
     batch: int = 1
     cfg_degree: int = 1
 
+    @property
+    def sp(self) -> int:
+        """Sequence-parallel degree of each part of its guidance, as files have it."""
+        return self.degree // self.cfg_degree
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.kind is SegmentKind.ENCODE:
+            return f"encode batch {self.batch}"
+        if self.kind is SegmentKind.DECODE:
+            return f"decode {self.height}x{self.width}"
+        split = f" × cfg {self.cfg_degree}" if self.cfg_degree > 1 else ""
+        return f"step {self.height}x{self.width} batch {self.batch} sp {self.sp}{split}"
+
+
+def step_work(height: int, width: int, batch: int = 1, sp: int = 1, cfg: int = 1) -> Work:
+    """A step of `batch` images on `sp` × `cfg` ranks."""
+    return Work(SegmentKind.DENOISE, height, width, sp * cfg, batch, cfg)
+
+
+def encode_work(batch: int = 1) -> Work:
+    """The text encoders for `batch` prompts on one rank."""
+    return Work(SegmentKind.ENCODE, batch=batch)
+
+
+def decode_work(height: int, width: int) -> Work:
+    """The VAE for one image on one rank."""
+    return Work(SegmentKind.DECODE, height, width)
+
 
 def work_of(segment: Segment) -> Work:
     """What a segment does, as a table names it; a segment of several steps does it several times."""
     if segment.kind is SegmentKind.ENCODE:
-        return Work(segment.kind)
+        return encode_work()
     if segment.kind is SegmentKind.DECODE:
-        return Work(segment.kind, segment.height, segment.width)
+        return decode_work(segment.height, segment.width)
     degree, batch = segment.placement.sp_degree, segment.batch_size
     return Work(segment.kind, segment.height, segment.width, degree, batch, segment.cfg_degree)

@@ -48,6 +48,7 @@ def compute_table(pipeline: Pipeline, shape: TableShape) -> LatencyTable:
             "was measured. profiling/README.md tells what the model is calibrated with and how far to trust it.",
             "software": {"kernels": pipeline.software},
             "text_tokens": model.text_tokens,
+            "guided": model.guided,
             "step": list(_steps(pipeline, shape)),
             "encode": [{"batch": batch, "seconds": _rounded(pipeline.encode_s(batch))} for batch in shape.batches],
             "decode": [

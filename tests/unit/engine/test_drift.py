@@ -1,6 +1,7 @@
 """What the engine learns from measured times: how much slower work is, and whose fault that is."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from tetriserve_backend.engine.commands import RunSegment, WarnOperator
 from tetriserve_backend.engine.config import DriftSettings, EngineSettings
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.drift import DriftMonitor
-from tetriserve_backend.latency_table import LatencyTables, Work
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables, Work
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 
@@ -242,3 +243,32 @@ def test_segments_that_failed_teach_nothing_and_the_policy_plans_with_what_was_l
         5 * 0.2 + 0.001, rel=0.01
     )
     assert tables.of("").seconds(Work(SegmentKind.DENOISE, 256, 256)) == pytest.approx(0.2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("wish", "is_guided", "factor"),
+    [
+        ({}, False, 2.0),
+        ({"preview": True}, False, 1.0),
+        ({"guidance_scale": 1.0}, True, 1.0),
+        ({"guidance_scale": 1.0}, False, 2.0),
+        ({"guidance_scale": 1.5}, True, 2.0),
+    ],
+)
+def test_requests_that_the_table_does_not_know_teach_nothing(table, wish, is_guided, factor):
+    tables = LatencyTables({"": LatencyTable.from_dict({**table.to_dict(), "guided": is_guided}, "test")})
+    policy = make_policy(SchedulerSettings(policy="fixed-sp1"), tables, 1)
+    core = EngineCore(policy, tables, 1, EngineSettings(lead_s=0.0, drift=DriftSettings(min_samples=1)))
+    now_s = 0.0
+    for index in range(12):
+        request = replace(make_request(f"r{index}", arrival_s=now_s), **wish)
+        queue = core.handle(ev.RequestArrived(request), now_s)
+        while queue:
+            command = queue.pop(0)
+            if not isinstance(command, RunSegment):
+                continue
+            segment, start_s = command.segment, now_s
+            now_s += 2 * 0.1 * segment.num_steps or command.expected_s - table.dispatch_s
+            queue += core.handle(ev.SegmentFinished(segment.segment_id, start_s, now_s), now_s)
+    seconds = tables.of("").seconds(Work(SegmentKind.DENOISE, 256, 256))
+    assert seconds == pytest.approx(0.1 * factor, rel=0.01)

@@ -33,6 +33,12 @@ def test_between_profiled_shapes_the_split_is_that_of_the_faster_line():
     assert 0.001 < table.step_s(1024, 2048, 2) < 0.002
 
 
+def test_a_table_tells_whether_its_steps_are_guided_or_shows_it_by_splits():
+    assert not LatencyTable.load(H100).is_guided
+    assert table_with(entry(1024, 1, 0.001)).is_guided
+    assert LatencyTable.from_dict({**LatencyTable.load(H100).to_dict(), "guided": True}, "t").is_guided
+
+
 def test_a_split_must_fit_into_the_world():
     with pytest.raises(LatencyTableError, match=r"step\[\d+\].sp: expected sp × cfg of at most world_size = 8, got 16"):
         table_with(entry(1024, 8, 1.0))

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 
 from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.latency_table.work import step_work
 from tetriserve_profiling.partial_file import PartialFile, partial_path
 from tetriserve_profiling.record import Identity, Record
 from tetriserve_profiling.stopwatch import Samples
-from tetriserve_profiling.work import StepWork
 
 IDENTITY = Identity(
     "org/model", "model-1a2b", "Some GPU", 2, "float32", 64, {"torch": "2"}, {"profile": {"repeats": 5}, "threads": 1}
 )
-WORK = StepWork(256, 256)
+WORK = step_work(256, 256)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def table(tmp_path):
 def some_record():
     record = Record()
     record.add(WORK, Samples((0.1, 0.3), (0.001,), 4096))
-    record.give_up(StepWork(256, 256, 2), "out of memory: x")
+    record.give_up(step_work(256, 256, 2), "out of memory: x")
     return record
 
 

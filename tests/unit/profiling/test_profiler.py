@@ -7,13 +7,13 @@ import pytest
 from tests.unit.profiling.fake_executor import DISPATCH_S, PEAK_BYTES_PER_TOKEN, FakeExecutor, step_s
 from tetriserve_backend.domain import LatencyTableError, SegmentKind
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.profiler import Profiler
 from tetriserve_profiling.quick import measure_table
 from tetriserve_profiling.record import Record
 from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import ProfileSettings
-from tetriserve_profiling.work import DecodeWork, EncodeWork, StepWork
 
 SETTINGS = ProfileSettings(resolutions=((256, 256), (512, 512)), batches=(1, 2), repeats=6, rounds=3, warmup=2)
 OOM = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"
@@ -104,7 +104,7 @@ def test_an_entry_that_loses_its_ranks_again_and_again_is_left_out():
 
     executor = FakeExecutor(fault=fault)
     record = measure(executor)
-    assert record.absent == {StepWork(512, 512, 2, 2): "rank 0 was lost: killed"}
+    assert record.absent == {step_work(512, 512, 2, 2): "rank 0 was lost: killed"}
     assert executor.reformed == 3
 
 
@@ -171,6 +171,6 @@ def test_an_entry_that_stops_fitting_loses_its_samples():
         return OOM if shape_of(command) == (512, 2, 1) and next(calls) > 6 else None
 
     measure(FakeExecutor(fault=fault), record=record)
-    assert StepWork(512, 512, 2, 1) in record.absent
-    assert StepWork(512, 512, 2, 1) not in record.counts()
-    assert {DecodeWork(512, 512), EncodeWork(2)} <= record.counts().keys()
+    assert step_work(512, 512, 2, 1) in record.absent
+    assert step_work(512, 512, 2, 1) not in record.counts()
+    assert {decode_work(512, 512), encode_work(2)} <= record.counts().keys()

@@ -3,10 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
-from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain import ConfigurationError, SegmentKind
+from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
 from tetriserve_profiling.schedule import Mode, list_work, visits
 from tetriserve_profiling.settings import ProfileSettings
-from tetriserve_profiling.work import DecodeWork, EncodeWork, StepWork, work_from_dict, work_to_dict
+from tetriserve_profiling.work import ranks_of, work_from_dict, work_to_dict
 
 SETTINGS = ProfileSettings(resolutions=((512, 512), (256, 256)), batches=(2, 1), repeats=10, rounds=4)
 
@@ -17,17 +18,17 @@ def two_ranks(tokens: int) -> list[Mode]:
 
 def test_every_shape_batch_and_degree_is_listed_small_shapes_first():
     work = list_work(SETTINGS, two_ranks)
-    assert work[:2] == [EncodeWork(1), EncodeWork(2)]
+    assert work[:2] == [encode_work(1), encode_work(2)]
     assert work[2:7] == [
-        StepWork(256, 256, 1, 1), StepWork(256, 256, 2, 1), StepWork(256, 256, 1, 2), StepWork(256, 256, 2, 2),
-        DecodeWork(256, 256),
+        step_work(256, 256, 1, 1), step_work(256, 256, 2, 1), step_work(256, 256, 1, 2), step_work(256, 256, 2, 2),
+        decode_work(256, 256),
     ]  # fmt: skip
     assert len(work) == len(set(work)) == 12
 
 
 def test_a_shape_is_measured_only_at_degrees_that_divide_its_tokens():
     settings = SETTINGS.model_copy(update={"resolutions": ((48, 48), (64, 64))})
-    steps = [work for work in list_work(settings, two_ranks) if isinstance(work, StepWork)]
+    steps = [work for work in list_work(settings, two_ranks) if work.kind is SegmentKind.DENOISE]
     assert {work.sp for work in steps if work.height == 48} == {1}
     assert {work.sp for work in steps if work.height == 64} == {1, 2}
 
@@ -37,9 +38,9 @@ def test_split_guidance_counts_by_its_ranks():
         return [Mode(1), Mode(2), Mode(1, cfg=2)]
 
     settings = SETTINGS.model_copy(update={"degrees": (2,), "batches": (1,)})
-    steps = [work for work in list_work(settings, guided) if isinstance(work, StepWork) and work.height == 256]
-    assert steps == [StepWork(256, 256, 1, 2), StepWork(256, 256, 1, 1, 2)]
-    assert all(work.ranks == (0, 1) for work in steps)
+    steps = [work for work in list_work(settings, guided) if work.kind is SegmentKind.DENOISE and work.height == 256]
+    assert steps == [step_work(256, 256, 1, 2), step_work(256, 256, 1, 1, 2)]
+    assert all(ranks_of(work) == (0, 1) for work in steps)
 
 
 def test_a_degree_at_which_nothing_can_run_is_refused_with_those_that_can():
@@ -64,7 +65,7 @@ def test_samples_of_an_entry_are_spread_over_the_rounds():
 
 def test_every_visit_has_two_samples_however_few_there_are():
     few = SETTINGS.model_copy(update={"repeats": 5})
-    assert [visit.target for visit in visits([EncodeWork(1)], few, {})] == [3, 5]
+    assert [visit.target for visit in visits([encode_work(1)], few, {})] == [3, 5]
 
 
 def test_every_other_round_goes_backwards_so_that_a_drift_favours_no_entry():
@@ -82,6 +83,6 @@ def test_what_has_its_samples_is_not_visited_again():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("work", [StepWork(256, 512, 2, 4, 2), EncodeWork(4), DecodeWork(64, 32)])
+@pytest.mark.parametrize("work", [step_work(256, 512, 2, 4, 2), encode_work(4), decode_work(64, 32)])
 def test_work_survives_a_round_trip(work):
     assert work_from_dict(work_to_dict(work)) == work

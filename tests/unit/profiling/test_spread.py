@@ -4,9 +4,9 @@ import statistics
 
 import pytest
 
+from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
 from tetriserve_profiling.remaining import RemainingTime
 from tetriserve_profiling.spread import NOISE_FLOOR, spread, tolerance
-from tetriserve_profiling.work import DecodeWork, EncodeWork, StepWork
 
 
 def test_the_median_ignores_an_outlier_and_the_cv_does_not():
@@ -28,16 +28,16 @@ def test_two_measurements_may_differ_by_four_cv_but_at_least_the_floor():
 
 def test_remaining_time_is_unknown_before_anything_of_the_kind_was_measured():
     remaining = RemainingTime()
-    assert remaining.estimate([EncodeWork(1)]) is None
-    remaining.note(EncodeWork(1), 0.5)
-    assert remaining.estimate([EncodeWork(1), EncodeWork(2)]) == 1.5
-    assert remaining.estimate([EncodeWork(1), DecodeWork(64, 64)]) is None
+    assert remaining.estimate([encode_work(1)]) is None
+    remaining.note(encode_work(1), 0.5)
+    assert remaining.estimate([encode_work(1), encode_work(2)]) == 1.5
+    assert remaining.estimate([encode_work(1), decode_work(64, 64)]) is None
     assert remaining.estimate([]) == 0.0
 
 
 def test_remaining_time_takes_the_last_visit_or_scales_by_tokens_per_rank():
     remaining = RemainingTime()
-    remaining.note(StepWork(256, 256), 4.0)
-    remaining.note(StepWork(256, 256), 2.0)
-    assert remaining.estimate([StepWork(256, 256)]) == 2.0
-    assert remaining.estimate([StepWork(512, 512), StepWork(512, 512, sp=2)]) == pytest.approx(8.0 + 4.0)
+    remaining.note(step_work(256, 256), 4.0)
+    remaining.note(step_work(256, 256), 2.0)
+    assert remaining.estimate([step_work(256, 256)]) == 2.0
+    assert remaining.estimate([step_work(512, 512), step_work(512, 512, sp=2)]) == pytest.approx(8.0 + 4.0)

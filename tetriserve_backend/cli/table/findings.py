@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, StepEntry, TableDocument
+from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
 from tetriserve_profiling.spread import NOISE_FLOOR, tolerance
 
 MAX_HAND_OVER_SHARE = 0.005
@@ -51,11 +52,10 @@ Entry: TypeAlias = StepEntry | EncodeEntry | DecodeEntry
 def label(entry: Entry) -> str:
     """An entry in words."""
     if isinstance(entry, EncodeEntry):
-        return f"encode batch {entry.batch}"
+        return str(encode_work(entry.batch))
     if isinstance(entry, DecodeEntry):
-        return f"decode {entry.height}x{entry.width}"
-    split = f" × cfg {entry.cfg}" if entry.cfg > 1 else ""
-    return f"step {entry.height}x{entry.width} batch {entry.batch} sp {entry.sp}{split}"
+        return str(decode_work(entry.height, entry.width))
+    return str(step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg))
 
 
 def milliseconds(seconds: float) -> str:
