@@ -144,7 +144,7 @@ class ImageUser(FastHttpUser):
             status = json.loads(json.loads(response.text)["metadata"])
         self.num_steps = options.steps
         self.scales = [float(text) for text in options.slo_scales.split(",")]
-        models = status.get("models") or {status["model"]: status}
+        models = status["models"]
         self.shapes = [
             shape
             for name, facts in models.items()

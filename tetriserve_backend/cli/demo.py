@@ -77,7 +77,8 @@ def run_demo(out: Path, shape: LoadShape, options: list[str], console: Console) 
         console.print(
             f"server ready after {time.monotonic() - started_s:.1f} s: {describe_server(facts)}", markup=False
         )
-        table = LatencyTable.from_dict(facts["latency_table"], origin="the server's status")
+        (model,) = facts["models"].values()
+        table = LatencyTable.from_dict(model["latency_table"], origin="the server's status")
         table.save(out / "demo.latency.json")
         planned = plan_workload(table, int(facts["world_size"]), shape)
         write_trace(planned, out / "demo.trace.jsonl")
@@ -96,5 +97,5 @@ def run_demo(out: Path, shape: LoadShape, options: list[str], console: Console) 
 
 
 def describe_server(facts: dict[str, Any]) -> str:
-    """Model, policy and ranks in a few words."""
-    return f"{facts['model']}, policy {facts['policy']}, {facts['world_size']} ranks on {facts['device']}"
+    """Models, policy and ranks in a few words."""
+    return f"{', '.join(facts['models'])}, policy {facts['policy']}, {facts['world_size']} ranks on {facts['device']}"

@@ -16,7 +16,7 @@ from tetriserve_backend.cli.options import parse_numbers, parse_resolutions, rea
 from tetriserve_backend.cli.profile_progress import ProfileProgress
 from tetriserve_backend.cli.table.show import make_console, print_table
 from tetriserve_backend.domain import ConfigurationError, SegmentKind, TetriserveError
-from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable, Work
 from tetriserve_backend.latency_table.document import parse_document
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
@@ -109,7 +109,7 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    executor = XditExecutor(job.server.model, job.server.executor)
+    executor = ModelExecutor.alone(job.server.model, job.server.executor)
     view.say(f"starting the ranks with {job.server.model.path}")
     await executor.start()
     try:
@@ -118,7 +118,7 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
         await executor.shutdown()
 
 
-async def _measure(job: _Job, executor: XditExecutor, view: ProfileProgress) -> LatencyTable:
+async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) -> LatencyTable:
     settings = _profile_settings(job, executor.device)
     identity = identity_of(executor, _what_times_depend_on(job.server, settings))
     target = job.out or find_model_repository() / _TABLES / table_name(identity)

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,15 @@ from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
 from tetriserve_backend.cli.options import read_settings
 from tetriserve_backend.domain import ConfigurationError, LatencyTableError
-from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
+
+
+class ModelControl(str, Enum):
+    """As Triton's `--model-control-mode`, of which `poll` makes no sense here."""
+
+    NONE = "none"
+    EXPLICIT = "explicit"
+
 
 _MAX_PORT = 65535
 _DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT, _DEFAULT_METRICS_PORT = 8000, 8001, 8002
@@ -31,7 +40,17 @@ def serve(
     metrics_port: Annotated[
         int, typer.Option(min=0, max=_MAX_PORT, help="Port of the metrics; 0 for any.")
     ] = _DEFAULT_METRICS_PORT,
-    model: Annotated[str | None, typer.Option(help="demo-flux, a diffusers folder, or a hub id.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="[NAME=]MODEL",
+            help="demo-flux, demo-sd3, a diffusers folder, or a hub id; several share the ranks.",
+        ),
+    ] = None,
+    model_control: Annotated[
+        ModelControl, typer.Option(help="explicit: models can be loaded and unloaded while the server runs.")
+    ] = ModelControl.NONE,
     world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="tetris, tetriserve, rssp, fcfs-optimal-shape, fixed-sp<k>")
@@ -52,7 +71,7 @@ def serve(
     """
     try:
         options: dict[str, object] = {
-            "model.path": model,
+            **_model_options(models or []),
             "executor.world_size": world_size,
             "scheduler.policy": policy,
             "timeline": str(timeline.absolute()) if timeline else None,
@@ -61,11 +80,14 @@ def serve(
         check_before_start(settings, {"--log-file": log_file, "--state-file": state_file})
         endpoints = claim_endpoints(host, http_port, grpc_port, metrics_port)
         log_path = log_file.absolute() if log_file else None
-        plan = make_plan(settings, endpoints, context.args, log_path)
+        plan = make_plan(
+            settings, endpoints, context.args, log_path, is_explicit=model_control is ModelControl.EXPLICIT
+        )
     except (ConfigurationError, LatencyTableError) as error:
         say(str(error))
         raise typer.Exit(ExitCode.WRONG_CONFIGURATION) from error
-    say(f"starting {plan.installation.server} with {settings.model.path}, policy {settings.scheduler.policy}")
+    names = ", ".join(model.name for model in settings.served_models)
+    say(f"starting {plan.installation.server} with {names}, policy {settings.scheduler.policy}")
     supervisor = Supervisor(plan, say, StateFile(state_file, plan.run, endpoints))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.ask_to_stop())
@@ -80,9 +102,25 @@ def say(text: str) -> None:
 def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
     """Paths become absolute, because the server runs in a folder of its own."""
     settings = read_settings(config, assignments, options)
-    changes = {
-        name: str(Path(path).absolute())
-        for name, path in (("timeline", settings.timeline), ("latency_table", settings.latency_table))
-        if path
-    }
-    return settings.model_copy(update=changes)
+    timeline = str(Path(settings.timeline).absolute()) if settings.timeline else None
+    return settings.model_copy(
+        update={"timeline": timeline, "models": tuple(_absolute(model) for model in settings.served_models)}
+    )
+
+
+def _absolute(served: ServedModelSettings) -> ServedModelSettings:
+    model = served.model.model_copy(update={"path": _absolute_folder(served.model.path)})
+    table = str(Path(served.latency_table).absolute()) if served.latency_table else None
+    return served.model_copy(update={"model": model, "latency_table": table})
+
+
+def _model_options(models: Sequence[str]) -> dict[str, object]:
+    """Settings for `--model`: one without a name is the `model` that settings are about anyway."""
+    if len(models) == 1 and "=" not in models[0]:
+        return {"model.path": models[0]}
+    named = [text.partition("=") if "=" in text else ("", "=", text) for text in models]
+    return {"models": [{"name": name, "model": {"path": path}} for name, _, path in named] or None}
+
+
+def _absolute_folder(model: str) -> str:
+    return str(Path(model).absolute()) if Path(model).is_dir() else model

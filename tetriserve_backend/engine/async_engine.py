@@ -1,9 +1,12 @@
 """The live shell of the engine: feeds events of clients and ranks to the core and performs its commands."""
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
 from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +34,7 @@ from tetriserve_backend.engine.commands import (
     WarnOperator,
 )
 from tetriserve_backend.engine.core import EngineCore
-from tetriserve_backend.engine.executor_port import Executor, StepProgress
+from tetriserve_backend.engine.executor_port import Executor, ExecutorEvent, StepProgress
 from tetriserve_backend.engine.metrics import Metric, drift_metrics, drift_status
 from tetriserve_backend.engine.timeline import (
     TimelineWriter,
@@ -41,6 +44,7 @@ from tetriserve_backend.engine.timeline import (
     segment_events,
     world_events,
 )
+from tetriserve_backend.latency_table import LatencyTable
 
 _log = logging.getLogger(__name__)
 _DECISIONS_KEPT = 2000
@@ -89,6 +93,8 @@ class AsyncEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._pump: asyncio.Task[None] | None = None
         self._progressed = asyncio.Event()
+        self._resting = asyncio.Lock()
+        self._is_shut_down = False
         self._failure: str | None = None
 
     # -- life -----------------------------------------------------------------------------------------
@@ -102,27 +108,56 @@ class AsyncEngine:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait up to `timeout_s` for the running ones, fail the rest."""
         self._handle(ev.DrainRequested())
-        deadline_s = time.monotonic() + timeout_s
-        while not self._core.is_idle and self._failure is None and (left_s := deadline_s - time.monotonic()) > 0:
-            self._progressed.clear()
-            try:
-                await asyncio.wait_for(self._progressed.wait(), left_s)
-            except asyncio.TimeoutError:
-                break
+        await self._wait_until(lambda: self._core.is_idle, timeout_s)
         if self._listeners:
             self._handle(ev.AbortRequested("the server stopped before this request was done"))
 
     async def shutdown(self) -> None:
         """Stop serving; whoever still waits gets an error. Shuts the executor down too. Idempotent."""
+        self._is_shut_down = True
         if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+            await _cancel(self._pump)
+            self._pump = None
         if self._timer is not None:
             self._timer.cancel()
         self._fail_listeners(UnavailableError("the server stopped before this request was done"))
         await self._executor.shutdown()
         if self._timeline is not None:
             self._timeline.close()
+
+    # -- models ---------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[Callable[[], Awaitable[ExecutorEvent]]]:
+        """Have the ranks to oneself: nothing runs on them, new requests wait, and events come from what this gives.
+
+        Raises:
+            UnavailableError: the engine has failed or is shut down.
+        """
+        async with self._resting:
+            self._handle(ev.RestBegun())
+            try:
+                await self._wait_until(lambda: self._core.is_quiet)
+                if self._pump is None or self._failure is not None:
+                    raise UnavailableError(f"the engine failed: {self._failure or 'it is shut down'}")
+                await _cancel(self._pump)
+                guest = _Guest(self._executor)
+                try:
+                    yield guest.next_event
+                finally:
+                    self._take_back(guest)
+            finally:
+                self._handle(ev.RestEnded())
+
+    def add_model(self, model: str, table: LatencyTable) -> None:
+        """Serve requests for a model that the ranks hold."""
+        self._handle(ev.ModelAdded(model, table))
+
+    async def remove_model(self, model: str, timeout_s: float) -> None:
+        """Refuse new requests for a model, wait up to `timeout_s` for the running ones, fail the rest."""
+        self._handle(ev.ModelClosing(model))
+        await self._wait_until(lambda: not self._core.serves_any(model), timeout_s)
+        self._handle(ev.ModelRemoved(model, f"model '{model}' was unloaded before this request was done"))
 
     # -- clients --------------------------------------------------------------------------------------
 
@@ -184,6 +219,24 @@ class AsyncEngine:
         except Exception as error:
             _log.exception("the engine failed")
             self._fail(repr(error))
+
+    def _take_back(self, guest: "_Guest") -> None:
+        """Learn what happened to the ranks meanwhile, and listen to them again."""
+        for event in guest.world_events:
+            self._note(event)
+            self._handle(event)
+        if guest.failure is not None:
+            self._fail(str(guest.failure))
+        elif not self._is_shut_down:
+            self._pump = asyncio.create_task(self._pump_events(), name="engine")
+
+    async def _wait_until(self, is_so: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Return when it is so, the time is over, or the engine has failed."""
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not is_so() and self._failure is None and (left_s := deadline_s - time.monotonic()) > 0:
+            self._progressed.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._progressed.wait(), None if timeout_s is None else left_s)
 
     def _handle(self, event: ev.Event) -> None:
         if self._failure is not None:
@@ -270,3 +323,28 @@ class AsyncEngine:
     def _write(self, events: list[TraceEvent]) -> None:
         if self._timeline is not None:
             self._timeline.write(events)
+
+
+class _Guest:
+    """Reads the executor's events in the engine's place and keeps those that the engine must know of."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.world_events: list[ev.WorkerLost | ev.WorkerReady | ev.WorldFormed] = []
+        self.failure: ServerError | None = None
+
+    async def next_event(self) -> ExecutorEvent:
+        """As `Executor.next_event`."""
+        try:
+            event = await self._executor.next_event()
+        except ServerError as error:
+            self.failure = error
+            raise
+        if isinstance(event, ev.WorkerLost | ev.WorkerReady | ev.WorldFormed):
+            self.world_events.append(event)
+        return event
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

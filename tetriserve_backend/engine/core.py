@@ -1,11 +1,10 @@
 """The engine as a pure state machine: `EngineCore.handle(event, now_s) -> commands`."""
 
 import math
+from collections.abc import Iterable
 
 from tetriserve_backend.domain import (
     Assignment,
-    InvalidRequestError,
-    LatencyTableError,
     Request,
     RequestCancelledError,
     RequestFailedError,
@@ -34,6 +33,7 @@ from tetriserve_backend.engine.handover import hand_over, note_sent
 from tetriserve_backend.engine.ledger import SegmentLedger
 from tetriserve_backend.engine.plan_check import states_of
 from tetriserve_backend.engine.prediction import Backlog, segment_seconds
+from tetriserve_backend.engine.roster import ModelRoster
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.engine.views import ViewKeeper
 from tetriserve_backend.engine.world import WorldState
@@ -68,7 +68,8 @@ class EngineCore:
         self._drift = DriftMonitor(self._tables, world_size, settings.drift)
         self._requests: dict[str, RequestState] = {}
         self._next_segment_id = 0
-        self._draining = False
+        self._roster = ModelRoster(self._tables)
+        self._draining = self._is_resting = False
         self._timer_at_s: float | None = None
 
     # -- questions ------------------------------------------------------------------------------------
@@ -81,6 +82,15 @@ class EngineCore:
     def is_idle(self) -> bool:
         """No request is here and nothing is in flight."""
         return not self._requests and not self._ledger
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is in flight, nor are the groups being formed."""
+        return not self._ledger and not self._world.is_forming
+
+    def serves_any(self, model: str) -> bool:
+        """Whether a request for that model is here, or a segment of it in flight."""
+        return bool(self._requests_for(model)) or self._ledger.holds(model)
 
     @property
     def world_size(self) -> int:
@@ -138,9 +148,12 @@ class EngineCore:
                 self._timer_at_s = None
             case ev.DrainRequested():
                 self._draining = True
+            case ev.RestBegun() | ev.RestEnded():
+                self._is_resting = isinstance(event, ev.RestBegun)
             case ev.AbortRequested(reason):
-                for request_id in list(self._requests):
-                    self._end(request_id, "fail", UnavailableError(reason), out)
+                self._abort(list(self._requests), reason, out)
+            case ev.ModelAdded() | ev.ModelClosing() | ev.ModelRemoved():
+                self._change_models(event, out)
         self._heal_or_plan(now_s, out)
         return out
 
@@ -160,21 +173,24 @@ class EngineCore:
             case ev.WorldFormed(ranks):
                 self._world.formed(ranks)
 
+    def _change_models(self, event: ev.ModelAdded | ev.ModelClosing | ev.ModelRemoved, out: list[Command]) -> None:
+        match event:
+            case ev.ModelAdded(model, table):
+                self._roster.add(model, table)
+            case ev.ModelClosing(model):
+                self._roster.close(model)
+            case ev.ModelRemoved(model, reason):
+                self._abort(self._requests_for(model), reason, out)
+                self._roster.remove(model)
+
     # -- requests -------------------------------------------------------------------------------------
 
     def _arrive(self, request: Request, now_s: float, out: list[Command]) -> None:
         if self.knows(request.request_id):
             raise ValueError(f"request id {request.request_id!r} is in use")
-        error: TetriserveError | None = None
+        error = self._roster.refusal(request)
         if self._draining:
             error = UnavailableError("the server is stopping and takes no new requests; try another one")
-        elif not self._tables.has(request.model):
-            error = InvalidRequestError("model", f"got {request.model!r}", ", ".join(self._tables.models))
-        else:
-            try:
-                self._tables.of(request.model).check_resolution(request.height, request.width)
-            except LatencyTableError as problem:
-                error = InvalidRequestError("height, width", f"got {request.height}x{request.width}", problem.allowed)
         if error is not None:
             out.append(EndRequest(request, "reject", error))
             return
@@ -189,6 +205,13 @@ class EngineCore:
             out.append(EndRequest(request, "reject", refusal))
             return
         self._backlog.update(state)
+
+    def _requests_for(self, model: str) -> list[str]:
+        return [request_id for request_id, state in self._requests.items() if state.request.model == model]
+
+    def _abort(self, request_ids: Iterable[str], reason: str, out: list[Command]) -> None:
+        for request_id in request_ids:
+            self._end(request_id, "fail", UnavailableError(reason), out)
 
     def _end(self, request_id: str, outcome: str, error: TetriserveError, out: list[Command]) -> None:
         # Segments of it that are in flight run out by themselves; their results find no request.
@@ -267,7 +290,7 @@ class EngineCore:
     # -- planning -------------------------------------------------------------------------------------
 
     def _heal_or_plan(self, now_s: float, out: list[Command]) -> None:
-        if self._world.is_forming:
+        if self._world.is_forming or self._is_resting:
             return
         if not self._world.waits_to_form:
             self._plan(now_s, out)

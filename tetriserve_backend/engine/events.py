@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tetriserve_backend.domain import Request
+from tetriserve_backend.latency_table import LatencyTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,39 @@ class AbortRequested:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ModelAdded:
+    """The ranks hold one more model, or one whose times have changed."""
+
+    model: str
+    table: LatencyTable
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClosing:
+    """A model will be removed: refuse new requests for it, finish the running ones."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRemoved:
+    """A model is gone; requests for it that are still there fail with this reason."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestBegun:
+    """Send nothing to the ranks until `RestEnded`: somebody else needs them. Requests may come and wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestEnded:
+    """The ranks are the engine's again."""
+
+
 Event: TypeAlias = (
     RequestArrived
     | RequestCancelled
@@ -96,4 +130,9 @@ Event: TypeAlias = (
     | TimerFired
     | DrainRequested
     | AbortRequested
+    | ModelAdded
+    | ModelClosing
+    | ModelRemoved
+    | RestBegun
+    | RestEnded
 )

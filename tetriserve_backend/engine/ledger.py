@@ -48,6 +48,10 @@ class SegmentLedger:
         queue = self._queues.get(resource)
         return len(queue) if queue else 0
 
+    def holds(self, model: str) -> bool:
+        """Whether a segment of that model waits or runs."""
+        return any(sent.segment.model == model for sent in self._sent.values())
+
     def take_changes(self) -> set[Resource]:
         """Ranks and requests whose depth or end may have changed since the last call."""
         changed, self._changed = self._changed, set()

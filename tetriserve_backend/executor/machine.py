@@ -13,28 +13,25 @@ _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Settings with every `auto` decided. `device` is `cpu` or `cuda`, `dtype` one of torch's names."""
+    """What the ranks run on. `device` is `cpu` or `cuda`."""
 
     device: str
-    dtype: str
     world_size: int
 
 
-def surely_without_gpu(settings: ModelSettings) -> bool:
-    """Whether the device is the CPU, as far as can be told without importing torch."""
-    return settings.device == "cpu" or (
-        settings.device == "auto" and not any(Path(path).exists() for path in _GPU_DEVICE_FILES)
-    )
+def surely_without_gpu(device: str) -> bool:
+    """Whether `device` (`auto`, `cpu` or `cuda`) means the CPU, as far as can be told without importing torch."""
+    return device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in _GPU_DEVICE_FILES))
 
 
-def inspect_machine(model: ModelSettings, executor: ExecutorSettings) -> Machine:
-    """Decide device, dtype and world size.
+def inspect_machine(device: str, executor: ExecutorSettings) -> Machine:
+    """Decide what `auto` and None leave open.
 
     Raises:
         ConfigurationError: the settings ask for what this machine does not have.
     """
-    gpus = 0 if surely_without_gpu(model) else _count_gpus()
-    device = model.device if model.device != "auto" else ("cuda" if gpus else "cpu")
+    gpus = 0 if surely_without_gpu(device) else _count_gpus()
+    device = device if device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:
         raise ConfigurationError("model.device: 'cuda', but no GPU is visible; allowed here: auto, cpu")
     world_size = executor.world_size or (gpus if device == "cuda" else _CPU_WORLD_SIZE)
@@ -46,8 +43,22 @@ def inspect_machine(model: ModelSettings, executor: ExecutorSettings) -> Machine
             f"executor.pin_ranks: {world_size} ranks of {executor.threads_per_rank} threads; allowed: as many as there "
             f"are cores, {cores}"
         )
-    dtype = model.dtype if model.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
-    return Machine(device, dtype, world_size)
+    return Machine(device, world_size)
+
+
+def decide_dtype(settings: ModelSettings, device: str) -> str:
+    """The dtype of a model on `device` (`cpu` or `cuda`), one of torch's names.
+
+    Raises:
+        ConfigurationError: the model is meant for another device.
+    """
+    if settings.device not in ("auto", device):
+        raise ConfigurationError(
+            f"model.device: '{settings.device}', but the ranks, which all models share, are on '{device}'"
+        )
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if device == "cuda" else "float32"
 
 
 def _count_gpus() -> int:

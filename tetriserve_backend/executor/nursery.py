@@ -25,6 +25,7 @@ from tetriserve_backend.executor.death_watch import die_with_parent
 _POLL_S = 0.5
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WORKER_MODULE = "tetriserve_backend.executor.worker"
+_FAMILIES = ("tetriserve_backend.executor.models.flux", "tetriserve_backend.executor.models.sd3")
 
 
 class Nursery:
@@ -124,7 +125,8 @@ def preload() -> None:
     from tetriserve_backend.executor import xfuser_cpu  # noqa: PLC0415  (not before a fork on CUDA)
 
     xfuser_cpu.bring_up("cpu")
-    importlib.import_module("tetriserve_backend.executor.models.flux")
+    for family in _FAMILIES:
+        importlib.import_module(family)
     importlib.import_module(_WORKER_MODULE)
     gc.collect()
     gc.freeze()

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from tetriserve_backend.domain import ServerError
 from tetriserve_backend.executor import wire
 from tetriserve_backend.executor.message_server import MessageServer
 from tetriserve_backend.executor.rank_processes import RankProcesses
-from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, RankSpec
+from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, ModelSpec, RankSpec
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_STARTS = 5
@@ -45,7 +45,7 @@ class _Rank:
     Attributes:
         name: tells its present process from earlier ones.
         failed_starts: since it was last good.
-        deadline: ends the present process unless it has loaded the model by then.
+        deadline: ends the present process unless it is up by then.
     """
 
     name: str
@@ -66,7 +66,7 @@ class RankPool:
     """Starts ranks, replaces those that die, and carries messages to and fro.
 
     A rank that dies before `mark_good` counts as a failed start: the next attempt waits longer, and
-    after a few the rank is given up. A rank that takes too long to load the model is killed.
+    after a few the rank is given up. A rank that is not up in time is killed.
 
     Args:
         listener: is told of the ranks.
@@ -76,7 +76,7 @@ class RankPool:
     def __init__(self, listener: RankListener, respawn_timeout_s: float | None = None) -> None:
         self._listener = listener
         self._respawn_timeout_s = respawn_timeout_s
-        self._slowest_start_s = 0.0
+        self._slowest_start_s = self._models_load_s = 0.0
         self._server = MessageServer(self._on_message)
         self._processes: RankProcesses | None = None
         self._scratch: Path | None = None
@@ -110,6 +110,19 @@ class RankPool:
         """Kill a rank; `on_lost` follows."""
         if self._processes is not None:
             self._processes.kill(self._ranks[rank].name)
+
+    def set_models(self, models: Iterable[ModelSpec], load_s: float) -> None:
+        """What ranks hold that are born from now on; loading it all takes about `load_s` seconds."""
+        if self._spec is not None:
+            self._spec = replace(self._spec, models=tuple(models))
+        self._models_load_s = load_s
+
+    def mark_up(self, rank: int) -> None:
+        """The rank holds all that it should."""
+        place = self._ranks[rank]
+        place.disarm()
+        if place.births == 1:
+            self._slowest_start_s = max(self._slowest_start_s, time.monotonic() - place.born_s)
 
     def mark_good(self, rank: int) -> None:
         """The rank has come so far that an early death would be another matter than a failed start."""
@@ -164,24 +177,17 @@ class RankPool:
     def _load_limit_s(self, place: _Rank, start_timeout_s: float) -> float:
         if place.births == 1:
             return start_timeout_s
-        derived_s = max(_LEAST_RESPAWN_S, _RESPAWN_FACTOR * self._slowest_start_s)
+        derived_s = max(_LEAST_RESPAWN_S, _RESPAWN_FACTOR * (self._slowest_start_s + self._models_load_s))
         return self._respawn_timeout_s or min(derived_s, start_timeout_s)
 
     def _on_deadline(self, rank: int, limit_s: float) -> None:
-        _log.error("killing rank %d: it did not load the model within %g s", rank, limit_s)
+        _log.error("killing rank %d: it had not loaded its models within %g s", rank, limit_s)
         self.kill(rank)
-
-    def _on_loaded(self, place: _Rank) -> None:
-        place.disarm()
-        if place.births == 1:
-            self._slowest_start_s = max(self._slowest_start_s, time.monotonic() - place.born_s)
 
     def _on_message(self, name: str, message: wire.Message, tensors: tuple[wire.HostTensor, ...]) -> None:
         rank = self._find(name)
         # What an earlier process of this rank had still sent is of no use.
         if rank is not None and not self._closing:
-            if isinstance(message, wire.Loaded):
-                self._on_loaded(self._ranks[rank])
             self._listener.on_message(rank, message, tensors)
 
     def _on_exit(self, name: str, status: int) -> None:

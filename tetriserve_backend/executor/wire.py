@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.executor.model_facts import ModelFacts
+from tetriserve_backend.executor.worker_spec import ModelSpec
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -34,11 +35,9 @@ class HostTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a rank tells of the model that it loaded."""
+class RankInfo:
+    """What a rank tells of itself."""
 
-    facts: ModelFacts
-    dtype: str
     device_name: str
     software: dict[str, str]
 
@@ -81,13 +80,29 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Hold one more model."""
+
+    model: ModelSpec
+    kind: Literal["load_model"] = "load_model"
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """Drop a model, if it is there, and free its memory."""
+
+    name: str
+    kind: Literal["unload_model"] = "unload_model"
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End."""
 
     kind: Literal["stop"] = "stop"
 
 
-ToRank: TypeAlias = FormWorld | HealGroup | Perform | Forget | Stop
+ToRank: TypeAlias = FormWorld | HealGroup | Perform | Forget | LoadModel | UnloadModel | Stop
 
 
 # Rank to parent.
@@ -95,9 +110,10 @@ ToRank: TypeAlias = FormWorld | HealGroup | Perform | Forget | Stop
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model is there; waiting for the first `FormWorld`."""
+    """The models that the rank was born with are there, by name; waiting for the first `FormWorld`."""
 
-    info: ModelInfo
+    info: RankInfo
+    models: dict[str, ModelFacts]
     kind: Literal["loaded"] = "loaded"
 
 
@@ -107,6 +123,32 @@ class StartFailed:
 
     reason: str
     kind: Literal["start_failed"] = "start_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The rank holds one more model."""
+
+    name: str
+    facts: ModelFacts
+    kind: Literal["model_loaded"] = "model_loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailed:
+    """The rank cannot hold that model; it goes on with those that it has."""
+
+    name: str
+    reason: str
+    kind: Literal["model_failed"] = "model_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded:
+    """The rank holds that model no more."""
+
+    name: str
+    kind: Literal["model_unloaded"] = "model_unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +204,18 @@ class PartFailed:
     kind: Literal["part_failed"] = "part_failed"
 
 
-FromRank: TypeAlias = Loaded | StartFailed | WorldReady | GroupHealed | StepDone | PartDone | PartFailed
+FromRank: TypeAlias = (
+    Loaded
+    | StartFailed
+    | ModelLoaded
+    | ModelFailed
+    | ModelUnloaded
+    | WorldReady
+    | GroupHealed
+    | StepDone
+    | PartDone
+    | PartFailed
+)
 Message: TypeAlias = ToRank | FromRank
 
 # A request without a deadline has an infinite one, which plain JSON would turn into null.

@@ -1,5 +1,6 @@
-"""One rank: loads the model, then performs what the parent sends, strictly in order."""
+"""One rank: performs what the parent sends, strictly in order."""
 
+import gc
 import logging
 import os
 import platform
@@ -7,7 +8,7 @@ import warnings
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers.utils.logging as diffusers_logging
 import torch
@@ -17,8 +18,12 @@ from torch._C._distributed_c10d import TCPStore
 
 from tetriserve_backend.executor import wire, xfuser_cpu
 from tetriserve_backend.executor.rendezvous import LOOPBACK
-from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, RankSpec
+from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, ModelSpec, RankSpec
 
+if TYPE_CHECKING:
+    from tetriserve_backend.executor.models.base import DiffusionModel
+
+_log = logging.getLogger(__name__)
 _LINGER_MS = 500
 _SOFTWARE = ("torch", "xfuser", "diffusers", "transformers")
 
@@ -39,6 +44,7 @@ class Worker:
     def __init__(self, spec: RankSpec) -> None:
         self._spec = spec
         self._device = _claim_device(spec)
+        self._models: dict[str, DiffusionModel] = {}
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, spec.name.encode())
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -47,32 +53,27 @@ class Worker:
         self._socket.connect(spec.endpoint)
 
     def load(self) -> bool:
-        """Load the model and tell the parent; false if that failed, which the parent has been told."""
+        """Get ready to serve and tell the parent; false if that failed, which the parent has been told."""
         spec = self._spec
         try:
             xfuser_cpu.bring_up(self._device.type)
             # These import xfuser, which must be brought up first.
             from tetriserve_backend.executor.groups import RankGroups  # noqa: PLC0415
-            from tetriserve_backend.executor.models.registry import load_model  # noqa: PLC0415
             from tetriserve_backend.executor.segment_runner import SegmentRunner  # noqa: PLC0415
 
             _quieten_libraries()
-            dtype: torch.dtype = getattr(torch, spec.dtype)
-            self._model = load_model(Path(spec.model_directory), spec.model, self._device, dtype)
             self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
-            # Requests may name the only model there is, or none; profiling names none.
-            by_name = {"": self._model, spec.model.path: self._model}
-            self._runner = SegmentRunner(by_name, self._groups, self._tell_step)
+            self._runner = SegmentRunner(self._models, self._groups, self._tell_step)
+            for model in spec.models:
+                self._load(model)
             timeout = timedelta(seconds=spec.start_timeout_s)
             self._store = TCPStore(LOOPBACK, spec.store_port, is_master=False, timeout=timeout)
         except Exception as error:
-            logging.getLogger(__name__).exception("cannot start")
-            self._send(wire.StartFailed(f"{type(error).__name__}: {error}"))
+            _log.exception("cannot start")
+            self._send(wire.StartFailed(_in_words(error)))
             return False
-        info = wire.ModelInfo(
-            facts=self._model.facts, dtype=spec.dtype, device_name=_device_name(self._device), software=_software(),
-        )  # fmt: skip
-        self._send(wire.Loaded(info))
+        facts = {name: model.facts for name, model in self._models.items()}
+        self._send(wire.Loaded(wire.RankInfo(_device_name(self._device), _software()), facts))
         return True
 
     def serve(self) -> None:
@@ -85,19 +86,56 @@ class Worker:
                     raise
                 self._send(wire.PartFailed(error.segment_id, str(error), "work", group_broken=False))
                 continue
-            if isinstance(message, wire.Perform):
-                outcome, results = self._runner.run(message.command, tensors)
-                self._send(outcome, results)
-            elif isinstance(message, wire.Forget):
-                self._runner.forget(message.request_id)
-            elif isinstance(message, wire.HealGroup):
-                self._groups.heal(message.ranks, message.number)
-                self._send(wire.GroupHealed(message.ranks))
-            elif isinstance(message, wire.FormWorld):
-                self._groups.form(message.generation, self._store)
-                self._send(wire.WorldReady(message.generation))
-            elif isinstance(message, wire.Stop):
+            if isinstance(message, wire.Stop):
                 return
+            self._obey(message, tensors)
+
+    def _obey(self, message: wire.Message, tensors: tuple[wire.HostTensor, ...]) -> None:
+        if isinstance(message, wire.Perform):
+            outcome, results = self._runner.run(message.command, tensors)
+            self._send(outcome, results)
+        elif isinstance(message, wire.Forget):
+            self._runner.forget(message.request_id)
+        elif isinstance(message, wire.HealGroup):
+            self._groups.heal(message.ranks, message.number)
+            self._send(wire.GroupHealed(message.ranks))
+        elif isinstance(message, wire.FormWorld):
+            self._groups.form(message.generation, self._store)
+            self._send(wire.WorldReady(message.generation))
+        elif isinstance(message, wire.LoadModel):
+            self._load_one_more(message.model)
+        elif isinstance(message, wire.UnloadModel):
+            self._unload(message.name)
+            self._send(wire.ModelUnloaded(message.name))
+
+    def _load(self, spec: ModelSpec) -> None:
+        # Imports xfuser, which must be brought up first.
+        from tetriserve_backend.executor.models.registry import load_model  # noqa: PLC0415
+
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._models[spec.name] = load_model(Path(spec.directory), spec.settings, self._device, dtype)
+
+    def _load_one_more(self, spec: ModelSpec) -> None:
+        try:
+            self._load(spec)
+        except Exception as error:
+            _log.exception("cannot load %s", spec.name)
+            reason = _in_words(error)
+        else:
+            self._send(wire.ModelLoaded(spec.name, self._models[spec.name].facts))
+            return
+        # Now that the exception is gone, nothing holds on to what had been loaded of it.
+        self._free_memory()
+        self._send(wire.ModelFailed(spec.name, reason))
+
+    def _unload(self, name: str) -> None:
+        if self._models.pop(name, None) is not None:
+            self._free_memory()
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Let the last messages go out."""
@@ -128,6 +166,10 @@ def _quieten_libraries() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,10 +1,26 @@
-"""What a rank is told at birth."""
+"""What a rank is told at birth, and of each model."""
 
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
 from tetriserve_backend.executor.config import ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """All that a rank is told of a model that it is to hold.
+
+    Attributes:
+        name: as `Segment.model`.
+        directory: local, in diffusers format.
+        dtype: decided, not `auto`.
+    """
+
+    name: str
+    directory: str
+    settings: ModelSettings
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +31,8 @@ class RankSpec:
         name: names this process at the parent's socket; a later process of the same rank has another.
         endpoint: the parent's message socket.
         store_port: the parent's rendezvous store, on the loopback interface.
-        model_directory: a local directory in diffusers format.
-        device, dtype: decided, not `auto`.
+        device: decided, not `auto`.
+        models: what it is to hold from the start.
         is_pinned: keeps to cores of its own.
     """
 
@@ -25,14 +41,12 @@ class RankSpec:
     name: str
     endpoint: str
     store_port: int
-    model_directory: str
-    model: ModelSettings
     device: str
-    dtype: str
     threads: int
     group_timeout_s: float
     start_timeout_s: float
     is_pinned: bool = False
+    models: tuple[ModelSpec, ...] = ()
 
 
 SPEC_ADAPTER: TypeAdapter[RankSpec] = TypeAdapter(RankSpec)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +21,15 @@ from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.dispatcher import Dispatcher
 from tetriserve_backend.executor.flight import Action, KillRanks, SendForget, SendHeal, SendSegment
 from tetriserve_backend.executor.host_store import HostStore, as_pixels
-from tetriserve_backend.executor.machine import Machine, inspect_machine, surely_without_gpu
+from tetriserve_backend.executor.machine import decide_dtype, inspect_machine, surely_without_gpu
 from tetriserve_backend.executor.memory_budget import check_host_memory
 from tetriserve_backend.executor.model_facts import ModelFacts
+from tetriserve_backend.executor.model_shelf import ModelShelf
 from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
 from tetriserve_backend.executor.rendezvous import host_rendezvous
-from tetriserve_backend.executor.worker_spec import RankSpec
+from tetriserve_backend.executor.worker_spec import ModelSpec, RankSpec
+from tetriserve_backend.executor.world_forming import WorldForming
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -36,41 +38,49 @@ _log = logging.getLogger(__name__)
 _WATCH_PERIOD_S = 0.5
 
 
-class XditExecutor:
-    """Implements `engine.executor_port.Executor` on real ranks.
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that every rank holds, and what they know of it."""
 
-    Attributes (all but `model_name` are known after `start`):
-        model_name: the model as the settings name it; `model_directory` is where it was found.
-        device: `cpu` or `cuda`; `device_name` is the product's name, `device_names` that of each rank's.
-        world_size, dtype, software: as a latency table tells them.
-        facts: of the loaded model.
+    spec: ModelSpec
+    facts: ModelFacts
+
+
+class XditExecutor:
+    """Implements `engine.executor_port.Executor` on real ranks, which hold no model until they are told to.
+
+    Attributes (known after `start`):
+        device: `cpu` or `cuda`; `device_names` are the product's names by rank, `device_name` is one of them.
+        world_size, software: as a latency table tells them.
+
+    Args:
+        executor: see `ExecutorSettings`.
+        device: `auto`, `cpu` or `cuda`; all models share it.
     """
 
-    def __init__(self, model: ModelSettings, executor: ExecutorSettings) -> None:
-        self._model, self._settings = model, executor
-        self.model_name = model.path
-        self.model_directory = Path()
+    def __init__(self, executor: ExecutorSettings, device: str = "auto") -> None:
+        self._settings = executor
         self.world_size = executor.world_size or 0
-        self.device, self.device_name, self.dtype = "", "", ""
+        self.device = device
+        self.device_name = ""
         self.device_names: dict[int, str] = {}
         self.software: dict[str, str] = {}
-        self.facts = ModelFacts(0, 0, {}, supports_negative_prompt=False, default_guidance_scale=0.0)
         self._events: asyncio.Queue[ExecutorEvent | ServerError] = asyncio.Queue()
         self._store = HostStore()
         self._pool = RankPool(self, executor.respawn_timeout_s)
+        self._shelf = ModelShelf(self._pool.send, self._on_up, self._on_unfit)
+        self._load_times_s: dict[str, float] = {}
         self._dispatcher: Dispatcher | None = None
         self._rendezvous: TCPStore | None = None
         self._watch: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
-        self._loaded: set[int] = set()
-        self._generation = 0
-        self._unformed: set[int] = set()
-        self._form_deadline_s = 0.0
+        self._up: set[int] = set()
+        self._forming = WorldForming(self._pool.send, executor.form_timeout_s)
         self._actions: deque[Action] = deque()
         self._is_performing = False
 
     async def start(self) -> None:
-        """Start the ranks, load the model, form the groups. Does nothing if that has been done.
+        """Start the ranks and form the groups. Does nothing if that has been done.
 
         Raises:
             ServerError: a rank could not start; nothing is left running.
@@ -88,6 +98,41 @@ class XditExecutor:
             raise
         self._watch = asyncio.create_task(self._watch_over())
 
+    async def find_model(self, name: str, model: ModelSettings) -> ModelSpec:
+        """Where a model is, made or fetched where that is allowed, and how the ranks would load it.
+
+        Raises:
+            ConfigurationError: there is no such model, it is not for this device, or it does not fit.
+        """
+        dtype = decide_dtype(model, self.device)
+        directory = await asyncio.to_thread(resolve_directory, model)
+        if self.device == "cpu":
+            check_host_memory(directory, model, dtype, self.world_size)
+        return ModelSpec(name, str(directory), model, dtype)
+
+    async def load_model(self, spec: ModelSpec) -> LoadedModel:
+        """Have every rank load a model. Each does it in one go, between two segments: best while nothing else runs.
+
+        Raises:
+            ConfigurationError: a rank cannot load it, or one of that name is loaded; the ranks go on with the
+                models that they have.
+            ServerError: the ranks took too long, or are beyond repair.
+        """
+        started_s = time.monotonic()
+        try:
+            facts = await self._shelf.load(spec, range(self.world_size), self._settings.start_timeout_s)
+        finally:
+            self._load_times_s[spec.name] = time.monotonic() - started_s
+            self._tell_pool()
+        return LoadedModel(spec, facts)
+
+    async def unload_model(self, name: str) -> None:
+        """Have no rank hold a model any more, after all of its segments that were sent; frees its memory."""
+        try:
+            await self._shelf.unload(name, range(self.world_size), self._settings.start_timeout_s)
+        finally:
+            self._tell_pool()
+
     def run_segment(self, command: RunSegment) -> None:
         """Send a segment to its ranks, behind the earlier ones of its ranks and requests.
 
@@ -101,7 +146,7 @@ class XditExecutor:
 
     def reform_world(self) -> None:
         """Build all groups anew; answered by `WorldFormed`. Only called with no segment in flight."""
-        self._form_world()
+        self._forming.begin(range(self.world_size))
 
     def take_image(self, request_id: str) -> npt.NDArray[np.uint8]:
         """The decoded pixels, shape (height, width, 3), once; valid after its decode finished."""
@@ -144,7 +189,15 @@ class XditExecutor:
         elif isinstance(message, wire.GroupHealed):
             self._perform(self._running_dispatcher().group_healed(rank, message.ranks))
         elif isinstance(message, wire.Loaded):
-            self._on_loaded(rank, message.info)
+            self.device_name, self.software = message.info.device_name, message.info.software
+            self.device_names[rank] = message.info.device_name
+            self._shelf.born(rank, message.models)
+        elif isinstance(message, wire.ModelLoaded):
+            self._shelf.loaded(rank, message.name, message.facts)
+        elif isinstance(message, wire.ModelFailed):
+            self._shelf.failed(rank, message.name, message.reason)
+        elif isinstance(message, wire.ModelUnloaded):
+            self._shelf.unloaded(rank, message.name)
         elif isinstance(message, wire.WorldReady):
             self._on_world_ready(rank, message.generation)
         elif isinstance(message, wire.StartFailed):
@@ -155,14 +208,12 @@ class XditExecutor:
         if self._is_starting():
             self._on_start_failed(rank, reason)
             return
-        self._loaded.discard(rank)
+        self._up.discard(rank)
+        self._shelf.lost(rank)
         self._events.put_nowait(WorkerLost(rank, reason))
         self._perform(self._running_dispatcher().rank_lost(rank, reason))
-        if self._unformed:
-            # The others wait for it in the rendezvous and would do so until the timeout.
-            stuck, self._unformed = self._unformed - {rank}, set()
-            for other in stuck:
-                self._pool.kill(other)
+        for other in self._forming.lost(rank):
+            self._pool.kill(other)
 
     def on_given_up(self, rank: int, reason: str) -> None:
         """A rank cannot be had any more (called by the pool): nothing can be promised from here on."""
@@ -170,35 +221,29 @@ class XditExecutor:
             self._on_start_failed(rank, reason)
         else:
             self._events.put_nowait(ServerError(f"rank {rank} is given up: {reason}"))
+            self._shelf.fail(f"rank {rank} is given up: {reason}")
 
     async def _start(self, started: "asyncio.Future[None]") -> None:
         started.add_done_callback(_look_at_result)
         settings = self._settings
-        directory = await asyncio.to_thread(resolve_directory, self._model)
         # What the ranks import takes seconds, and so does torch here: at once, where the device is plain.
-        early = surely_without_gpu(self._model)
+        early = surely_without_gpu(self.device)
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
-        self.model_directory = directory
-        machine = await asyncio.to_thread(inspect_machine, self._model, settings)
-        if machine.device == "cpu":
-            check_host_memory(directory, self._model, machine.dtype, machine.world_size)
+        machine = await asyncio.to_thread(inspect_machine, self.device, settings)
         if endpoint is None:
             endpoint = await self._pool.open(machine.device, settings.threads_per_rank)
         self._rendezvous = await asyncio.to_thread(host_rendezvous)
-        self.device, self.world_size, self.dtype = machine.device, machine.world_size, machine.dtype
+        self.device, self.world_size = machine.device, machine.world_size
         heals_in_place = machine.device == "cpu"
         self._dispatcher = Dispatcher(self._store, settings.segment_timeout_s, heals_in_place, settings.slow_pass_s)
-        self._pool.start(self._spec(machine, directory, endpoint, self._rendezvous.port))
-        await started
-
-    def _spec(self, machine: Machine, directory: Path, endpoint: str, store_port: int) -> RankSpec:
-        settings = self._settings
-        return RankSpec(
-            rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=store_port,
-            model_directory=str(directory), model=self._model, device=machine.device, dtype=machine.dtype,
-            threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
-            start_timeout_s=settings.start_timeout_s, is_pinned=settings.pin_ranks,
+        self._pool.start(
+            RankSpec(
+                rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=self._rendezvous.port,
+                device=machine.device, threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
+                start_timeout_s=settings.start_timeout_s, is_pinned=settings.pin_ranks,
+            )
         )  # fmt: skip
+        await started
 
     def _is_starting(self) -> bool:
         return self._started is not None and not self._started.done()
@@ -208,28 +253,24 @@ class XditExecutor:
             raise RuntimeError("the executor has not been started")
         return self._dispatcher
 
-    def _on_loaded(self, rank: int, info: wire.ModelInfo) -> None:
-        self._loaded.add(rank)
-        self.facts = info.facts
-        self.device_name, self.software = info.device_name, info.software
-        self.device_names[rank] = info.device_name
+    def _on_up(self, rank: int) -> None:
+        self._up.add(rank)
+        self._pool.mark_up(rank)
         if not self._is_starting():
             self._events.put_nowait(WorkerReady(rank))
-        elif len(self._loaded) == self.world_size:
-            self._form_world()
+        elif len(self._up) == self.world_size:
+            self._forming.begin(range(self.world_size))
 
-    def _form_world(self) -> None:
-        self._generation += 1
-        self._form_deadline_s = time.monotonic() + self._settings.form_timeout_s
-        self._unformed = set(range(self.world_size))
-        for rank in range(self.world_size):
-            self._pool.send(rank, wire.FormWorld(self._generation))
+    def _on_unfit(self, rank: int, reason: str) -> None:
+        self._kill((rank,), reason)
+
+    def _tell_pool(self) -> None:
+        """What ranks that are born from now on hold."""
+        models = self._shelf.models
+        self._pool.set_models(models, sum(self._load_times_s.get(model.name, 0.0) for model in models))
 
     def _on_world_ready(self, rank: int, generation: int) -> None:
-        if generation != self._generation or rank not in self._unformed:
-            return
-        self._unformed.discard(rank)
-        if self._unformed:
+        if not self._forming.done(rank, generation):
             return
         everyone = tuple(range(self.world_size))
         for member in everyone:
@@ -293,9 +334,9 @@ class XditExecutor:
         while True:
             await asyncio.sleep(_WATCH_PERIOD_S)
             self._perform(self._running_dispatcher().overdue(time.monotonic()))
-            if self._unformed and time.monotonic() > self._form_deadline_s:
+            if late := self._forming.overdue():
                 limit_s = self._settings.form_timeout_s
-                self._kill(sorted(self._unformed), f"their groups were not formed within {limit_s:g} s")
+                self._kill(sorted(late), f"their groups were not formed within {limit_s:g} s")
 
 
 def _look_at_result(future: "asyncio.Future[Any]") -> None:

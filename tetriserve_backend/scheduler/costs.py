@@ -89,6 +89,16 @@ class CostModel:
         return self._tables.has(model)
 
     @property
+    def has_models(self) -> bool:
+        """Whether there is any table yet."""
+        return bool(self._tables.models)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the world's groups, ascending."""
+        return self._sizes
+
+    @property
     def num_sizes(self) -> int:
         """How many sizes of group the world has."""
         return len(self._sizes)

@@ -39,6 +39,8 @@ def check_policy_name(name: str, world_size: int | None = None) -> None:
 def make_policy(settings: SchedulerSettings, given: LatencyTable | LatencyTables, world_size: int) -> Policy:
     """The policy that `settings.policy` names, for some tables and world; it follows the tables as they change.
 
+    Without any table yet, what only a table can tell is not checked.
+
     Raises:
         ConfigurationError: the name is unknown, or a setting does not go with table and world; the message
             lists what is allowed.
@@ -64,7 +66,8 @@ def make_policy(settings: SchedulerSettings, given: LatencyTable | LatencyTables
             backfill=False,
         )
     fixed = _FIXED.fullmatch(settings.policy)
-    degrees = sorted({degree for shape in costs.profiled() for degree in shape.step_s})
+    profiled = {degree for shape in costs.profiled() for degree in shape.step_s}
+    degrees = sorted(profiled) if costs.has_models else list(costs.sizes)
     if fixed and int(fixed[1]) in degrees:
         size = int(fixed[1])
         return ExclusiveGroupPolicy(

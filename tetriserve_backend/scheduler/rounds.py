@@ -78,7 +78,9 @@ class RoundPolicy:
 
     def _fit_round(self) -> None:
         self._fitted_version = self._model.version
-        self._round_length_s = round_length_s(self._model.profiled(), self._settings.step_granularity)
+        shapes = self._model.profiled()
+        # A server whose models are still to come has no rounds.
+        self._round_length_s = round_length_s(shapes, self._settings.step_granularity) if shapes else 0.0
 
     def _round_is_due(self, view: SchedulerView, free: set[int], now_s: float) -> bool:
         horizon_s = now_s + view.lead_s

@@ -15,7 +15,7 @@ def make_rssp(settings: SchedulerSettings, costs: CostModel) -> ExclusiveGroupPo
     chosen: dict[tuple[int, int], int] = {}
     for resolution, degree in (settings.rssp_degrees or {}).items():
         height, width = (int(side) for side in resolution.split("x"))
-        allowed = costs.degrees_of(height, width)
+        allowed = costs.degrees_of(height, width) if costs.has_models else [degree]
         if degree not in allowed:
             raise ConfigurationError(
                 f"scheduler.rssp_degrees: {resolution}: {degree} is not a degree of this table and world; "

@@ -1,4 +1,4 @@
-"""The model `denoise`: holds the engine; decoupled, so that one request may get many responses."""
+"""The model `denoise`: holds the engine of all served models; decoupled, as a request may get many responses."""
 
 import logging
 import os
@@ -27,6 +27,7 @@ from tetriserve_backend.triton_adapter.model_io import (
     text_input,
     text_tensor,
 )
+from tetriserve_backend.triton_adapter.runtime_dir import model_socket
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.serving import ServingThread
 from tetriserve_backend.triton_adapter.stub import pb_utils
@@ -48,7 +49,7 @@ class TritonPythonModel:
         log_to_triton()
         settings = read_settings(args)
         assets = Path(args["model_repository"]) / "latency_tables"
-        self._thread = ServingThread(lambda: build_serving(settings, assets))
+        self._thread = ServingThread(lambda: build_serving(settings, assets, model_socket()))
         try:
             serving = self._thread.start()
         except Exception as error:

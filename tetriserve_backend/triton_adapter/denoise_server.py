@@ -71,7 +71,7 @@ class DenoiseServer:
                 case "cancel":
                     self._outbox.post(call.sender, {"cancelled": self._cancel(call.target)})
                 case "status":
-                    self._outbox.post(call.sender, {**self._serving.facts, **self._serving.engine.status()})
+                    self._outbox.post(call.sender, self._serving.status())
                 case "drain":
                     self._drain(call)
                 case _:
@@ -95,9 +95,8 @@ class DenoiseServer:
 
     def _generate(self, call: Call) -> None:
         spec = load_spec(call.request, self._limits, time.monotonic())
-        facts = self._serving.facts
-        served_model(spec.model, [str(facts["model"])])
-        spec = fitted_to_model(spec, facts, self._serving.check_resolution)
+        model = self._serving.models[served_model(spec.model, list(self._serving.models))]
+        spec = fitted_to_model(spec, model.facts, model.check_resolution)
         name = spec.request_id
         if name in self._generations:
             raise DuplicateRequestError(name)

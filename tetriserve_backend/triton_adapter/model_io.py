@@ -17,14 +17,19 @@ from tetriserve_backend.triton_adapter.settings_sources import from_parameters
 from tetriserve_backend.triton_adapter.stub import pb_utils
 
 
+def read_parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The `parameters` of the model's `config.pbtxt`, as `initialize` is given them."""
+    parameters = json.loads(args["model_config"]).get("parameters", {})
+    return {name: value["string_value"] for name, value in parameters.items()}
+
+
 def read_settings(args: Mapping[str, str]) -> ServerSettings:
     """Settings from the `parameters` of the model's `config.pbtxt`, as `initialize` is given them.
 
     Raises:
         ConfigurationError: a parameter is unknown or wrong.
     """
-    parameters = json.loads(args["model_config"]).get("parameters", {})
-    return from_parameters({name: value["string_value"] for name, value in parameters.items()})
+    return from_parameters(read_parameters(args))
 
 
 def begin_each(requests: Iterable[Any], begin: Callable[[Any, SafeSender], None]) -> None:

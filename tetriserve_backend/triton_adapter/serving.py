@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,17 +34,49 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that takes requests.
+
+    Attributes:
+        facts: what `op=status` tells of it, and what `model_fit` needs; `model` is its name.
+        check_resolution: raises `LatencyTableError` for a (height, width) that its latency table lacks.
+    """
+
+    facts: Mapping[str, object]
+    check_resolution: Callable[[int, int], None]
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """An engine that serves.
 
     Attributes:
-        check_resolution: raises `LatencyTableError` for a (height, width) that the latency table lacks.
-        facts: what `op=status` tells besides the engine's own state (model, policy, world size, …).
+        models: those that take requests at present, by name.
+        facts: what `op=status` tells besides the engine's own state and the models (policy, world size, …).
+        close: ends everything that was started besides the engine.
     """
 
     engine: Engine
-    check_resolution: Callable[[int, int], None]
-    facts: dict[str, object] = field(default_factory=dict)
+    models: Mapping[str, ServedModel]
+    facts: Mapping[str, object] = field(default_factory=dict)
+    close: Callable[[], Awaitable[None]] = _nothing
+
+    def status(self) -> dict[str, object]:
+        """All that `op=status` tells."""
+        return {
+            **self.facts,
+            "models": {name: dict(m.facts) for name, m in self.models.items()},
+            **self.engine.status(),
+        }
+
+    async def shutdown(self) -> None:
+        """End everything."""
+        await self.close()
+        await self.engine.shutdown()
 
 
 class ServingThread:
@@ -86,7 +118,7 @@ class ServingThread:
         if not self._thread.is_alive():
             return
         if self._serving is not None:
-            asyncio.run_coroutine_threadsafe(self._serving.engine.shutdown(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._serving.shutdown(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 

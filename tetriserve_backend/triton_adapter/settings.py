@@ -1,5 +1,7 @@
 """Every setting of the server: one frozen model per layer, composed here."""
 
+import re
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -12,6 +14,7 @@ from tetriserve_backend.triton_adapter.image_format import ImageFormat
 
 GUIDANCE_MAX: Final = 100.0
 LATENCY_MAX_S: Final = 86400.0
+_UNNAMEABLE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class RequestDefaults(BaseModel):
@@ -96,14 +99,46 @@ class SupervisorSettings(BaseModel):
     exit_timeout_s: float = Field(default=15.0, gt=0.0)
 
 
+class ServedModelSettings(BaseModel):
+    """One of the models that share the ranks.
+
+    Attributes:
+        name: by which requests choose it, and after `denoise_` Triton's model that stands for it; empty takes the
+            last part of the path.
+        model: see `ModelSettings`.
+        latency_table: path of its latency table; None takes an asset of the model repository, else the
+            cache, else one is measured at start.
+        quick_resolutions: `HEIGHTxWIDTH` of the shapes to measure when no table is there; they bound the
+            shapes that will be served. None leaves the choice to the profiler.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
+    model: ModelSettings = ModelSettings()
+    latency_table: str | None = None
+    quick_resolutions: tuple[str, ...] | None = None
+
+    @field_validator("quick_resolutions")
+    @classmethod
+    def _parseable(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for text in value or ():
+            parse_resolution(text)
+        return value
+
+    def named(self) -> "ServedModelSettings":
+        """The same with a name in any case."""
+        name = self.name or _UNNAMEABLE.sub("_", Path(self.model.path).name)
+        return self.model_copy(update={"name": name})
+
+
 class ServerSettings(BaseModel):
     """The whole configuration.
 
     Attributes:
-        latency_table: path of a latency table; None takes the asset of the model repository, else the
-            cache, else one is measured at start.
-        quick_resolutions: `HEIGHTxWIDTH` of the shapes to measure when no table is there; they bound the
-            shapes that will be served. None leaves the choice to the profiler.
+        models: those that share the ranks, if there are several; what one of them does not say about itself is
+            as `model` and `quick_resolutions` say. Empty serves `model` alone.
+        latency_table, quick_resolutions: see `ServedModelSettings`.
         timeline: path of the timeline to write; None writes none.
     """
 
@@ -115,6 +150,7 @@ class ServerSettings(BaseModel):
     engine: EngineSettings = EngineSettings()
     request: RequestDefaults = RequestDefaults()
     front: FrontSettings = FrontSettings()
+    models: tuple[ServedModelSettings, ...] = ()
     supervisor: SupervisorSettings = SupervisorSettings()
     latency_table: str | None = None
     quick_resolutions: tuple[str, ...] | None = None
@@ -126,6 +162,30 @@ class ServerSettings(BaseModel):
         for text in value or ():
             parse_resolution(text)
         return value
+
+    @model_validator(mode="after")
+    def _models_apart(self) -> "ServerSettings":
+        names = [model.name for model in self.served_models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"models: two are named '{name}'; give each a name of its own")
+        if self.latency_table is not None and len(names) > 1:
+            raise ValueError("latency_table: is of one model, but there are several; set it in models")
+        return self
+
+    @property
+    def served_models(self) -> tuple[ServedModelSettings, ...]:
+        """Each model with its name and all that is said about it, in order."""
+        alone = ServedModelSettings(
+            model=self.model, latency_table=self.latency_table, quick_resolutions=self.quick_resolutions
+        )
+        return tuple(_completed(model, alone).named() for model in self.models) or (alone.named(),)
+
+
+def _completed(settings: ServedModelSettings, defaults: ServedModelSettings) -> ServedModelSettings:
+    said = {name: getattr(settings.model, name) for name in settings.model.model_fields_set}
+    own = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return defaults.model_copy(update={**own, "model": defaults.model.model_copy(update=said)})
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

@@ -5,16 +5,18 @@ Precedence: option > `--set` > file > default; `merge` takes the layers in that 
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
 
 SettingsTree: TypeAlias = dict[str, Any]
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def read_settings_file(path: Path) -> SettingsTree:
@@ -68,17 +70,14 @@ def build_settings(tree: SettingsTree) -> ServerSettings:
     Raises:
         ConfigurationError: an unknown key (the message names what is allowed there) or a wrong value.
     """
-    try:
-        return ServerSettings.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigurationError("; ".join(_explain(item) for item in error.errors())) from error
+    return _build(ServerSettings, tree)
 
 
-def to_parameters(settings: ServerSettings, sections: Iterable[str]) -> dict[str, str]:
-    """Dotted key → JSON text (which is YAML) of the settings in `sections`, as `config.pbtxt` carries them."""
+def to_parameters(settings: BaseModel, keys: Iterable[str]) -> dict[str, str]:
+    """Dotted key → JSON text (which is YAML) of the settings at and below `keys`, as `config.pbtxt` carries them."""
     parameters: dict[str, str] = {}
-    for section in sections:
-        _flatten(section, getattr(settings, section), parameters)
+    for key in keys:
+        _flatten(key, reduce(getattr, key.split("."), settings), parameters)
     return parameters
 
 
@@ -88,7 +87,27 @@ def from_parameters(parameters: Mapping[str, str]) -> ServerSettings:
     Raises:
         ConfigurationError: as `build_settings`.
     """
-    return build_settings(merge(nested(key, _parse_value(key, text)) for key, text in parameters.items()))
+    return _from_parameters(ServerSettings, parameters)
+
+
+def served_model_from_parameters(parameters: Mapping[str, str]) -> ServedModelSettings:
+    """The same for a model that stands for one of the served ones.
+
+    Raises:
+        ConfigurationError: as `build_settings`.
+    """
+    return _from_parameters(ServedModelSettings, parameters)
+
+
+def _from_parameters(kind: type[Settings], parameters: Mapping[str, str]) -> Settings:
+    return _build(kind, merge(nested(key, _parse_value(key, text)) for key, text in parameters.items()))
+
+
+def _build(kind: type[Settings], tree: SettingsTree) -> Settings:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_explain(item, kind) for item in error.errors())) from error
 
 
 def _parse_value(key: str, text: str) -> object:
@@ -117,19 +136,25 @@ def _flatten(prefix: str, value: object, out: dict[str, str]) -> None:
         _flatten(f"{prefix}.{name}", child if isinstance(child, BaseModel) else dumped[name], out)
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, kind: type[BaseModel]) -> str:
     location = tuple(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{'.'.join(location)}: unknown setting; allowed: {', '.join(_allowed_keys(location[:-1]))}"
+        return f"{'.'.join(location)}: unknown setting; allowed: {', '.join(_allowed_keys(kind, location[:-1]))}"
     got = "" if isinstance(item["input"], Mapping) else f", got {item['input']!r}"
     return f"{'.'.join(location)}: {item['msg']}{got}"
 
 
-def _allowed_keys(path: tuple[str, ...]) -> list[str]:
-    model: type[BaseModel] = ServerSettings
+def _allowed_keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     for part in path:
-        annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # The place of an item in a list says nothing about its keys.
+        annotation = kind if part.isdecimal() else kind.model_fields[part].annotation
+        items = [item for item in get_args(annotation) if _is_settings(item)]
+        annotation = items[0] if items else annotation
+        if not _is_settings(annotation):
             return []
-        model = annotation
-    return [".".join((*path, name)) for name in sorted(model.model_fields)]
+        kind = annotation
+    return [".".join((*path, name)) for name in sorted(kind.model_fields)]
+
+
+def _is_settings(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

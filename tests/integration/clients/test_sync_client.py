@@ -135,7 +135,7 @@ def test_one_client_serves_many_threads(client: TetriserveClient) -> None:
 def test_status_tells_what_serves(client: TetriserveClient) -> None:
     status = client.status()
     assert (status["state"], status["world_size"], status["policy"]) == ("serving", 2, "tetris")
-    assert status["latency_table"]["world_size"] == 2
+    assert status["models"]["demo-flux"]["latency_table"]["world_size"] == 2
 
 
 @pytest.mark.parametrize("attempt", range(3))

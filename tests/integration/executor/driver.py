@@ -14,7 +14,7 @@ from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, Sou
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, WorkerLost, WorkerReady, WorldFormed
 from tetriserve_backend.engine.executor_port import ExecutorEvent, StepProgress
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
-from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_backend.executor.model_executor import ModelExecutor
 
 T = TypeVar("T")
 CREATE, RESIDENT = Source(SourceKind.CREATE), Source(SourceKind.RESIDENT)
@@ -36,7 +36,7 @@ class Driver:
 
     def __init__(self, model: ModelSettings, settings: ExecutorSettings) -> None:
         self.loop = asyncio.new_event_loop()
-        self.executor = XditExecutor(model, settings)
+        self.executor = ModelExecutor.alone(model, settings)
         self._ids = itertools.count(1)
         self.spans: dict[int, list[SegmentFinished]] = {}
         self._sent: dict[int, RunSegment] = {}

@@ -210,7 +210,7 @@ def test_request_that_ends_early_leaves_nothing_behind(world: Driver) -> None:
     world.executor.release(request.request_id)
     finished = [isinstance(outcome, SegmentFinished) for outcome in world.outcomes(ids)]
     assert finished == [True, True, False, False]
-    assert request.request_id not in world.executor._store._tensors
+    assert request.request_id not in world.executor.ranks._store._tensors
 
 
 def test_rank_that_hangs_while_groups_are_formed_is_replaced(

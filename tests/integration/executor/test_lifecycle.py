@@ -19,7 +19,7 @@ from tetriserve_backend.engine.events import WorkerReady, WorldFormed
 from tetriserve_backend.executor import rank_pool
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_models import demo_directory, ensure_demo
-from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_profiling.quick import measure_table
 
 TWO_RANKS = ExecutorSettings(world_size=2)
@@ -27,10 +27,10 @@ TWO_RANKS = ExecutorSettings(world_size=2)
 SERVE_UNTIL_KILLED = """
     import asyncio, sys
     from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
-    from tetriserve_backend.executor.xdit_executor import XditExecutor
+    from tetriserve_backend.executor.model_executor import ModelExecutor
 
     async def main():
-        executor = XditExecutor(ModelSettings(path={path!r}), ExecutorSettings(world_size=2))
+        executor = ModelExecutor.alone(ModelSettings(path={path!r}), ExecutorSettings(world_size=2))
         await executor.start()
         print(*executor.worker_pids().values(), flush=True)
         await asyncio.sleep(600)
@@ -102,7 +102,7 @@ def test_shutdown_leaves_nothing_and_may_be_repeated(
 
 @pytest.mark.parametrize(
     ("broken_file", "expected"),
-    [("model_index.json", "model_index.json"), ("transformer/config.json", "rank . could not start")],
+    [("model_index.json", "model_index.json"), ("transformer/config.json", "rank . could not load")],
 )
 def test_model_that_cannot_be_loaded_is_an_error_and_leaves_nothing(
     tiny_model: Path, tmp_path: Path, broken_file: str, expected: str
@@ -110,7 +110,7 @@ def test_model_that_cannot_be_loaded_is_an_error_and_leaves_nothing(
     directory = linked_copy(tiny_model, tmp_path / "model")
     (directory / broken_file).unlink()
     before = {process.pid for process in descendants(os.getpid())}
-    executor = XditExecutor(ModelSettings(path=str(directory)), TWO_RANKS)
+    executor = ModelExecutor.alone(ModelSettings(path=str(directory)), TWO_RANKS)
     with pytest.raises(ServerError, match=expected):
         asyncio.run(executor.start())
     assert {process.pid for process in descendants(os.getpid())} <= before
@@ -167,7 +167,7 @@ def test_rank_that_hangs_while_it_loads_is_replaced(tiny_model: Path) -> None:
 
 
 def test_unknown_model_is_an_error_that_names_the_setting() -> None:
-    executor = XditExecutor(ModelSettings(path="nobody/has-this-model"), TWO_RANKS)
+    executor = ModelExecutor.alone(ModelSettings(path="nobody/has-this-model"), TWO_RANKS)
     with pytest.raises(ConfigurationError, match=r"model\.path: 'nobody/has-this-model'"):
         asyncio.run(executor.start())
 

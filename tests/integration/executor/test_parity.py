@@ -39,7 +39,7 @@ def test_latent_at_degree_one_is_bit_exact(world: Driver, reference: Reference, 
     request = make_request(192, 256, num_steps=6, guidance_scale=2.5)
     commands = world.whole(request, (((1,), 2), ((2,), 4)), encode_on=3)
     assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(commands[:-1]))
-    copy = world.executor._store.latent(request.request_id)
+    copy = world.executor.ranks._store.latent(request.request_id)
     assert copy is not None
     ours = np.frombuffer(copy.data, dtype=np.float32).reshape(copy.header.shape)
     np.testing.assert_array_equal(ours, reference(tiny_model, request, 64, latent=True))

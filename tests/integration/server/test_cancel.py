@@ -96,7 +96,7 @@ def test_cancellation_around_the_decode_ends_in_what_it_was_told(server: Server,
 
 def test_request_is_cancelled_while_decoding(server: Server, own_server: Callable[..., Server]) -> None:
     large = own_server("--set", "quick_resolutions=[64x64, 768x768]")
-    (decode,) = (e for e in status(large)["latency_table"]["decode"] if e["height"] == 768)
+    (decode,) = (e for e in status(large)["models"]["demo-flux"]["latency_table"]["decode"] if e["height"] == 768)
     # In the middle of the decode, which takes long at this size.
     told = cancel_after_the_last_step(large, "decoding", "768x768", decode["seconds"] / 2)
     assert told == ([True], False)

@@ -136,8 +136,8 @@ def test_many_clients_at_once_each_get_their_own_image(server: Server) -> None:
 def test_status_tells_what_is_served(server: Server) -> None:
     told = generate(server.http_url, {"op": "status"}, "denoise").metadata
     assert (told["state"], told["world_size"], told["ranks"]) == ("serving", 2, [0, 1])
-    assert told["model"] == "demo-flux"
-    assert told["resolutions"] == ["64x64", "128x128", "256x256"]
+    assert list(told["models"]) == ["demo-flux"]
+    assert told["models"]["demo-flux"]["resolutions"] == ["64x64", "128x128", "256x256"]
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,13 @@ def test_text_that_no_degree_divides_is_served_on_single_ranks(own_server: Calla
     for call in calls:
         told = call.result().metadata
         assert {segment["sp_degree"] for segment in told["segments"]} == {1}
-    table = generate(server.http_url, {"op": "status"}, "denoise").metadata["latency_table"]
+    table = generate(server.http_url, {"op": "status"}, "denoise").metadata["models"]["demo-flux"]["latency_table"]
     assert {entry["sp"] for entry in table["step"]} == {1}
     assert table["text_tokens"] == 33
 
 
 def test_given_table_is_cut_to_the_degrees_of_the_model(server: Server, own_server: Callable[..., Server]) -> None:
-    told = generate(server.http_url, {"op": "status"}, "denoise").metadata["latency_table"]
+    told = generate(server.http_url, {"op": "status"}, "denoise").metadata["models"]["demo-flux"]["latency_table"]
     assert {entry["sp"] for entry in told["step"]} == {1, 2}
     path = server.folder / "given.latency.json"
     path.write_text(json.dumps(told))

@@ -32,7 +32,8 @@ def test_sd3_takes_negative_prompts_and_tells_its_own_limits(own_server: Callabl
     ]
     assert np.abs(pixels_of(unguided[0].body) - pixels_of(unguided[1].body)).max() <= 1
 
-    length = generate(server.http_url, {"op": "status"}, "denoise").metadata["max_sequence_length"]
+    status = generate(server.http_url, {"op": "status"}, "denoise").metadata
+    length = status["models"]["demo-sd3"]["max_sequence_length"]
     assert generate(server.http_url, {**FIELDS, "max_sequence_length": length}).status == 200
     for wrong, words in (
         ({"max_sequence_length": length + 1}, f"max_sequence_length: got {length + 1}; allowed: {length}"),

@@ -12,10 +12,21 @@ from tetriserve_backend.cli.launcher.command import check_extra_arguments, serve
 from tetriserve_backend.cli.launcher.environment import server_environment
 from tetriserve_backend.cli.launcher.installation import find_installation, find_libpython_dir
 from tetriserve_backend.cli.launcher.ports import Endpoints, claim_endpoints
-from tetriserve_backend.cli.launcher.repository import MODELS, find_model_repository, read_config, render_repository
+from tetriserve_backend.cli.launcher.repository import (
+    MODELS,
+    SERVED_PREFIX,
+    find_model_repository,
+    read_config,
+    render_repository,
+)
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.executor.demo_models import DEMO_MODELS
 from tetriserve_backend.triton_adapter.settings import ServerSettings
-from tetriserve_backend.triton_adapter.settings_sources import build_settings, from_parameters
+from tetriserve_backend.triton_adapter.settings_sources import (
+    build_settings,
+    from_parameters,
+    served_model_from_parameters,
+)
 
 ENDPOINTS = Endpoints("127.0.0.1", 1, 2, 3)
 
@@ -32,6 +43,35 @@ def test_settings_reach_the_models_that_read_them(tmp_path: Path) -> None:
     preprocess = from_parameters(parameters_of(tmp_path / "repository" / "preprocess" / "config.pbtxt"))
     assert (preprocess.request.height, preprocess.scheduler) == (64, ServerSettings().scheduler)
     assert all((tmp_path / "repository" / name / "1").is_dir() for name in MODELS)
+
+
+def test_each_served_model_stands_in_the_repository_under_its_name(tmp_path: Path) -> None:
+    settings = build_settings(
+        {
+            "model": {"device": "cpu"},
+            "quick_resolutions": ["64x64"],
+            "models": [{"name": "a", "model": {"path": "demo-flux"}}, {"model": {"path": "/models/SD 3.5"}}],
+        }
+    )
+    repository = tmp_path / "repository"
+    render_repository(find_model_repository(), repository, settings)
+    served = sorted(path.name for path in repository.glob(f"{SERVED_PREFIX}*"))
+    assert served == ["denoise_SD_3.5", "denoise_a"]
+    for name, path in zip(served, ("/models/SD 3.5", "demo-flux"), strict=True):
+        config = repository / name / "config.pbtxt"
+        told = served_model_from_parameters(parameters_of(config))
+        assert (read_config(config).name, f"denoise_{told.name}") == (name, name)
+        assert (told.model.path, told.model.device, told.quick_resolutions) == (path, "cpu", ("64x64",))
+    engine = from_parameters(parameters_of(repository / "denoise" / "config.pbtxt"))
+    assert engine.model.device == "cpu"
+
+
+def test_checked_in_models_are_the_embedded_ones() -> None:
+    repository = find_model_repository()
+    for path in repository.glob(f"{SERVED_PREFIX}*"):
+        told = served_model_from_parameters(parameters_of(path / "config.pbtxt")).named()
+        assert read_config(path / "config.pbtxt").name == path.name == f"denoise_{told.name}"
+        assert told.model.path in DEMO_MODELS
 
 
 def test_checked_in_configurations_are_what_clients_rely_on() -> None:
@@ -85,7 +125,16 @@ def test_operators_arguments_come_last_on_the_command_line() -> None:
     )  # fmt: skip
     assert (command[0], command[-1]) == ("/triton", "--log-verbose=1")
     assert "--backend-config=python,shm-region-prefix-name=p-" in command
+    assert not any(argument.startswith("--load-model") for argument in command)
     assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3", "--http-address=127.0.0.1"} <= set(command)
+
+
+def test_in_explicit_mode_only_the_named_models_are_loaded_at_the_start() -> None:
+    command = server_command(
+        Path("/triton"), backend_dir=Path("/b"), repository=Path("/r"), endpoints=ENDPOINTS,
+        shm_prefix="p-", exit_timeout_s=2.4, explicit_models=("tetriserve", "denoise_a"),
+    )  # fmt: skip
+    assert {"--model-control-mode=explicit", "--load-model=tetriserve", "--load-model=denoise_a"} <= set(command)
 
 
 @pytest.mark.parametrize("argument", ["--http-port=1", "--model-repository=/x", "--allow-http=false"])

@@ -28,6 +28,12 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (("--policy", "fixed-sp4", "--world-size", "2"), "k a power of two up to 2"),
         (("--set", "latency_table=nowhere.latency.json"), "nowhere.latency.json: cannot be read"),
         (("--set", "request.num_inference_steps=500"), "max_num_inference_steps = 200"),
+        (("--model", "a=demo-flux", "--model", "a=demo-sd3"), "models: two are named 'a'"),
+        (("--model", "a/b=demo-flux"), "models.0.name"),
+        (
+            ("--set", "models=[{name: a, modle: {path: demo-flux}}]"),
+            "models.0.modle: unknown setting; allowed: models.0",
+        ),
         (("--log-file", "/proc/nowhere/log"), "--log-file /proc/nowhere/log: "),
         (("--state-file", "/proc/nowhere/state"), "--state-file /proc/nowhere/state: "),
         (("--timeline", "/proc/nowhere/timeline"), "timeline /proc/nowhere/timeline: "),

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.engine.conftest import make_request
 from tetriserve_backend.domain import (
     DuplicateRequestError,
+    InvalidRequestError,
     RequestCancelledError,
     SegmentKind,
     ServerError,
@@ -21,6 +22,7 @@ from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.executor_port import StepProgress
 from tetriserve_backend.engine.timeline import TimelineFile
+from tetriserve_backend.latency_table import LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 
@@ -99,8 +101,9 @@ def serve(table, tmp_path):
 
     def run(scenario, policy_name="fixed-sp2"):
         async def main():
-            policy = make_policy(SchedulerSettings(policy=policy_name), table, 4)
-            core = EngineCore(policy, table, 4, EngineSettings())
+            tables = LatencyTables({"": table})
+            policy = make_policy(SchedulerSettings(policy=policy_name), tables, 4)
+            core = EngineCore(policy, tables, 4, EngineSettings())
             executor = InstantExecutor()
             engine = AsyncEngine(core, executor, TimelineFile(tmp_path / "t.json"))
             await engine.start()
@@ -219,5 +222,97 @@ def test_a_lost_rank_is_healed_while_requests_go_on(serve):
         engine.submit(now_request(), listener)
         await listener.done.wait()
         assert listener.answers and engine.status()["ranks"] == [0, 1, 2, 3]
+
+    serve(scenario)
+
+
+def test_nothing_runs_while_the_engine_is_at_rest_and_what_came_meanwhile_is_served_after(serve):
+    async def scenario(engine, executor):
+        executor.hold = True
+        before, meanwhile = Collector(), Collector()
+        engine.submit(now_request("before"), before)
+        running, executor.held = executor.held, []
+
+        async def rest():
+            async with engine.at_rest() as next_event:
+                assert not executor.held
+                executor.hold = False
+                engine.submit(now_request("meanwhile"), meanwhile)
+                # The guest has the ranks: what they tell is for it.
+                executor.queue.put_nowait(ev.WorkerLost(3, "killed"))
+                assert await next_event() == ev.WorkerLost(3, "killed")
+                await asyncio.sleep(0.05)
+                assert engine.status()["running"] == 0 and engine.status()["ranks"] == [0, 1, 2, 3]
+
+        resting = asyncio.create_task(rest())
+        await asyncio.sleep(0.05)
+        assert not resting.done() and not executor.held
+        now_s = time.monotonic()
+        for command in running:
+            executor.queue.put_nowait(ev.SegmentFinished(command.segment.segment_id, now_s, now_s + 1e-4))
+        await resting
+        assert engine.status()["ranks"] == [0, 1, 2]
+        await before.done.wait()
+        await meanwhile.done.wait()
+        assert before.answers and meanwhile.answers
+
+    serve(scenario)
+
+
+def test_ranks_that_break_in_a_guests_hands_fail_the_engine(serve):
+    async def scenario(engine, executor):
+        waiting = Collector()
+        with pytest.raises(ServerError, match="no rank"):
+            async with engine.at_rest() as next_event:
+                engine.submit(now_request(), waiting)
+                executor.queue.put_nowait(ServerError("no rank can be started"))
+                await next_event()
+        assert isinstance(waiting.errors[0], UnavailableError)
+        assert engine.status()["state"] == "failed"
+        with pytest.raises(UnavailableError):
+            async with engine.at_rest():
+                pass
+
+    serve(scenario)
+
+
+def test_a_model_that_leaves_finishes_what_runs_and_takes_nothing_new(serve, table):
+    async def scenario(engine, executor):
+        engine.add_model("other", table)
+        executor.hold = True
+        running, late, spared = Collector(), Collector(), Collector()
+        engine.submit(now_request("running", model="other"), running)
+        removing = asyncio.create_task(engine.remove_model("other", timeout_s=5.0))
+        await asyncio.sleep(0)
+        engine.submit(now_request("late", model="other"), late)
+        assert isinstance(late.errors[0], UnavailableError) and not removing.done()
+        executor.hold = False
+        for command in executor.held:
+            executor.run_segment(command)
+        await removing
+        assert running.answers
+        engine.submit(now_request("spared", model=""), spared)
+        await spared.done.wait()
+        assert spared.answers
+        engine.submit(now_request("gone", model="other"), gone := Collector())
+        assert isinstance(gone.errors[0], InvalidRequestError)
+
+    serve(scenario)
+
+
+def test_requests_of_a_model_that_leaves_are_not_waited_for_for_ever(serve, table):
+    async def scenario(engine, executor):
+        engine.add_model("other", table)
+        executor.hold = True
+        engine.submit(now_request("stuck", model="other"), stuck := Collector())
+        await engine.remove_model("other", timeout_s=0.05)
+        assert isinstance(stuck.errors[0], UnavailableError)
+        # Its segment ends after all.
+        executor.hold = False
+        for command in executor.held:
+            executor.run_segment(command)
+        engine.submit(now_request("next", model=""), listener := Collector())
+        await listener.done.wait()
+        assert listener.answers and engine.status()["state"] == "serving"
 
     serve(scenario)

@@ -9,7 +9,9 @@ import zmq
 from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
 from tetriserve_backend.executor import wire
+from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_facts import ModelFacts
+from tetriserve_backend.executor.worker_spec import ModelSpec
 
 REQUEST = Request("r0", 256, 512, 20, arrival_s=1.25, deadline_s=2.5, prompt='ein „Fuchs" 🦊\n', seed=2**62)
 COMMAND = RunSegment(
@@ -25,8 +27,13 @@ MESSAGES: list[wire.Message] = [
     wire.HealGroup((0, 1), 2),
     wire.Perform(COMMAND, ()),
     wire.Forget("r0"),
+    wire.LoadModel(ModelSpec("sd3", "/models/sd3", ModelSettings(path="demo-sd3"), "float32")),
+    wire.UnloadModel("sd3"),
     wire.Stop(),
-    wire.Loaded(wire.ModelInfo(FACTS, "float32", "a CPU", {"torch": "2"})),
+    wire.Loaded(wire.RankInfo("a CPU", {"torch": "2"}), {"sd3": FACTS}),
+    wire.ModelLoaded("sd3", FACTS),
+    wire.ModelFailed("sd3", "no"),
+    wire.ModelUnloaded("sd3"),
     wire.StartFailed("no"),
     wire.WorldReady(3),
     wire.GroupHealed((0, 1)),

@@ -8,7 +8,7 @@ from tests.unit.scheduler.conftest import POLICIES, make_request, make_table, se
 from tetriserve_backend.domain import InvalidRequestError
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
-from tetriserve_backend.engine.events import RequestArrived
+from tetriserve_backend.engine.events import ModelAdded, RequestArrived
 from tetriserve_backend.latency_table import LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
@@ -50,3 +50,15 @@ def test_plans_follow_a_table_that_has_changed():
     core = EngineCore(policy, tables, 8, EngineSettings())
     core.handle(RequestArrived(make_request("r", 512)), 0.0)
     assert policy.round_length_s > 1.5 * before
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_model_that_comes_later_is_served_as_one_that_was_there(policy):
+    def core_with(tables):
+        return EngineCore(make_policy(SchedulerSettings(policy=policy), tables, 8), tables, 8, EngineSettings())
+
+    request = replace(make_request("r", 512), model="quick")
+    table = make_table({512: QUICK}, 8)
+    early, late = core_with(LatencyTables({"quick": table})), core_with(LatencyTables({}))
+    late.handle(ModelAdded("quick", table), 0.0)
+    assert late.handle(RequestArrived(request), 0.0) == early.handle(RequestArrived(request), 0.0)

@@ -15,7 +15,7 @@ from tetriserve_backend.triton_adapter.denoise_server import Call, DenoiseServer
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
 from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, RequestSpec, dump_spec
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
-from tetriserve_backend.triton_adapter.serving import Serving
+from tetriserve_backend.triton_adapter.serving import ServedModel, Serving
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
 
@@ -48,7 +48,8 @@ class Bench:
 
     def __init__(self, token: str = "secret", make_response: Callable[..., Any] | None = None) -> None:
         self.engine = FakeEngine()
-        serving = Serving(self.engine, check_resolution, {"model": "m", "max_sequence_length": 64})
+        model = ServedModel({"model": "m", "max_sequence_length": 64}, check_resolution)
+        serving = Serving(self.engine, {"m": model}, {"policy": "tetris"})
         self.server = DenoiseServer(
             serving,
             make_response or (lambda pixels, step, text: (pixels.shape, step, json.loads(text))),
@@ -121,7 +122,11 @@ def test_duplicate_id_does_not_take_over_the_first_client() -> None:
 
 
 def test_status_joins_facts_and_state() -> None:
-    assert Bench().call("status").sent[0][0][2] == {"model": "m", "max_sequence_length": 64, "state": "serving"}
+    assert Bench().call("status").sent[0][0][2] == {
+        "policy": "tetris",
+        "models": {"m": {"model": "m", "max_sequence_length": 64}},
+        "state": "serving",
+    }
 
 
 def test_drain_needs_the_token_and_answers_when_done() -> None:

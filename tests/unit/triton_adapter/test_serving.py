@@ -12,7 +12,7 @@ from tetriserve_backend.triton_adapter.serving import Serving, ServingThread
 
 def test_posted_work_runs_on_the_loop_until_the_thread_is_stopped() -> None:
     async def build() -> Serving:
-        return Serving(FakeEngine(), lambda height, width: None)
+        return Serving(FakeEngine(), {})
 
     thread = ServingThread(build)
     thread.start()

@@ -92,6 +92,35 @@ def test_settings_survive_the_way_through_parameters() -> None:
     assert from_parameters(parameters) == settings
 
 
+def test_models_take_what_they_do_not_say_from_the_common_settings() -> None:
+    settings = build_settings(
+        {
+            "model": {"local_files_only": False, "dtype": "bfloat16"},
+            "quick_resolutions": ["64x64"],
+            "models": [
+                {"name": "flux", "model": {"path": "org/FLUX.1-dev"}, "latency_table": "t.json"},
+                {"model": {"path": "org/sd3", "dtype": "float32"}, "quick_resolutions": ["128x128"]},
+            ],
+        }
+    )
+    flux, sd3 = settings.served_models
+    assert (flux.name, flux.latency_table, flux.quick_resolutions) == ("flux", "t.json", ("64x64",))
+    assert (flux.model.dtype, flux.model.local_files_only) == ("bfloat16", False)
+    assert (sd3.name, sd3.latency_table, sd3.quick_resolutions) == ("sd3", None, ("128x128",))
+    assert (sd3.model.dtype, sd3.model.local_files_only) == ("float32", False)
+
+
+def test_one_model_needs_no_list() -> None:
+    (served,) = build_settings({"model": {"path": "/models/FLUX 1"}, "latency_table": "t.json"}).served_models
+    assert (served.name, served.model.path, served.latency_table) == ("FLUX_1", "/models/FLUX 1", "t.json")
+
+
+def test_latency_table_of_several_models_is_refused() -> None:
+    models = [{"model": {"path": "a"}}, {"model": {"path": "b"}}]
+    with pytest.raises(ConfigurationError, match="latency_table: is of one model"):
+        build_settings({"models": models, "latency_table": "t.json"})
+
+
 def test_unknown_parameter_of_a_model_configuration_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"scheduler\.polcy: unknown setting"):
         from_parameters({"scheduler.polcy": "rssp"})

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_profiling.facts import identity_of, modes_of
@@ -28,7 +28,7 @@ def measure(server: ServerSettings, profile: ProfileSettings, tell: Callable[[st
 
 
 async def _measure(server: ServerSettings, profile: ProfileSettings, tell: Callable[[str], None]) -> LatencyTable:
-    executor = XditExecutor(server.model, server.executor)
+    executor = ModelExecutor.alone(server.model, server.executor)
     await executor.start()
     try:
         work, record = list_work(profile, modes_of(executor)), Record()

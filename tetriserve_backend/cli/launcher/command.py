@@ -19,6 +19,8 @@ _OURS = (
     "--metrics-address",
     "--allow-http",
     "--exit-timeout-secs",
+    "--model-control-mode",
+    "--load-model",
 )
 
 
@@ -30,9 +32,14 @@ def server_command(
     endpoints: Endpoints,
     shm_prefix: str,
     exit_timeout_s: float,
+    explicit_models: Sequence[str] = (),
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """Arguments that start `server`; `extra` comes last, so that what an operator says wins."""
+    """Arguments that start `server`; `extra` comes last, so that what an operator says wins.
+
+    With `explicit_models` only these are loaded at the start, and models can be loaded and unloaded later.
+    """
+    control = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in explicit_models)]
     return [
         str(server),
         f"--model-repository={repository}",
@@ -48,6 +55,7 @@ def server_command(
         f"--metrics-address={endpoints.host}",
         f"--metrics-port={endpoints.metrics_port}",
         f"--exit-timeout-secs={max(1, round(exit_timeout_s))}",
+        *(control if explicit_models else ()),
         *extra,
     ]
 
@@ -62,6 +70,6 @@ def check_extra_arguments(extra: Sequence[str]) -> None:
         name = argument.partition("=")[0]
         if name in _OURS:
             raise ConfigurationError(
-                f"{name}: set by tetriserve itself (see --http-port, --host and --set supervisor.exit_timeout_s); "
-                "allowed after --: any other option of tritonserver"
+                f"{name}: set by tetriserve itself (see --http-port, --host, --model-control and "
+                "--set supervisor.exit_timeout_s); allowed after --: any other option of tritonserver"
             )

@@ -14,7 +14,13 @@ from tetriserve_backend.cli.launcher.environment import own_import_path, server_
 from tetriserve_backend.cli.launcher.installation import TritonInstallation, find_installation, find_libpython_dir
 from tetriserve_backend.cli.launcher.ports import Endpoints
 from tetriserve_backend.cli.launcher.processes import Run
-from tetriserve_backend.cli.launcher.repository import find_model_repository, render_repository
+from tetriserve_backend.cli.launcher.repository import (
+    MODELS,
+    SERVED_PREFIX,
+    find_model_repository,
+    render_repository,
+    triton_name,
+)
 from tetriserve_backend.cli.launcher.server_process import TritonServer
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 
@@ -26,6 +32,7 @@ class LaunchPlan:
     Attributes:
         run: what belongs to this `tetriserve serve`.
         control_token: the secret of `op=drain`.
+        is_explicit: whether models can be loaded and unloaded while the server runs.
         import_path: folders to import our packages from.
         log_path: where the server's output goes; None leaves it on the terminal.
     """
@@ -36,6 +43,7 @@ class LaunchPlan:
     endpoints: Endpoints
     environment: dict[str, str]
     control_token: str
+    is_explicit: bool
     import_path: tuple[str, ...]
     extra_arguments: tuple[str, ...]
     log_path: Path | None
@@ -49,13 +57,24 @@ class LaunchPlan:
             endpoints=self.endpoints,
             shm_prefix=f"{self.run.shm_prefix}{start_index}-",
             exit_timeout_s=self.settings.supervisor.exit_timeout_s,
+            explicit_models=self._models() if self.is_explicit else (),
             extra=self.extra_arguments,
         )
-        return TritonServer(command, self.environment, self.run.working_dir, self.log_path)
+        # A model that is unloaded takes its stub along, and that is nobody's death.
+        mortal = f"/{SERVED_PREFIX}" if self.is_explicit else None
+        return TritonServer(command, self.environment, self.run.working_dir, self.log_path, mortal)
+
+    def _models(self) -> tuple[str, ...]:
+        return (*MODELS, *(triton_name(model.name) for model in self.settings.served_models))
 
 
 def make_plan(
-    settings: ServerSettings, endpoints: Endpoints, extra_arguments: Sequence[str] = (), log_path: Path | None = None
+    settings: ServerSettings,
+    endpoints: Endpoints,
+    extra_arguments: Sequence[str] = (),
+    log_path: Path | None = None,
+    *,
+    is_explicit: bool = False,
 ) -> LaunchPlan:
     """Find a tritonserver and prepare the working folder, which belongs to the caller then.
 
@@ -96,6 +115,7 @@ def make_plan(
         endpoints=endpoints,
         environment=environment,
         control_token=control_token,
+        is_explicit=is_explicit,
         import_path=tuple(import_path),
         extra_arguments=tuple(extra_arguments),
         log_path=log_path,

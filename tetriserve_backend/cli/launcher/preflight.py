@@ -21,8 +21,9 @@ def check_before_start(settings: ServerSettings, files: Mapping[str, Path | None
         LatencyTableError: the latency table that the settings name is missing or broken.
     """
     check_policy_name(settings.scheduler.policy, settings.executor.world_size)
-    if settings.latency_table is not None:
-        LatencyTable.load(settings.latency_table)
+    for model in settings.served_models:
+        if model.latency_table is not None:
+            LatencyTable.load(model.latency_table)
     timeline = Path(settings.timeline) if settings.timeline else None
     for option, path in {**files, "timeline": timeline}.items():
         if path is not None:

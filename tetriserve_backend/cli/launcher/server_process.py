@@ -26,13 +26,19 @@ class TritonServer:
         environment: its whole environment.
         working_dir: its current folder.
         log_path: where its output goes; None leaves it on our own standard output and error.
+        mortal: stubs whose command lines hold this may come and go; None if none may.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], working_dir: Path, log_path: Path | None
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        working_dir: Path,
+        log_path: Path | None,
+        mortal: str | None = None,
     ) -> None:
         self._command, self._environment = list(command), dict(environment)
-        self._working_dir, self._log_path = working_dir, log_path
+        self._working_dir, self._log_path, self._mortal = working_dir, log_path, mortal
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: list[psutil.Process] = []
 
@@ -52,7 +58,8 @@ class TritonServer:
 
     def note_stubs(self) -> None:
         """Remember the stubs that are there now, as the ones that must stay."""
-        self._stubs = stub_processes(self.pid) if self.pid is not None else []
+        stubs = stub_processes(self.pid) if self.pid is not None else []
+        self._stubs = [stub for stub in stubs if not self._may_go(stub)]
 
     def find_death(self) -> str | None:
         """What of the server is dead; None when all of it lives."""
@@ -63,6 +70,12 @@ class TritonServer:
             if not _is_living(stub):
                 return f"stub process {stub.pid} died"
         return None
+
+    def _may_go(self, stub: psutil.Process) -> bool:
+        try:
+            return self._mortal is not None and any(self._mortal in argument for argument in stub.cmdline())
+        except psutil.Error:
+            return True
 
     def exit_status(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""

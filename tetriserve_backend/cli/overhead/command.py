@@ -56,7 +56,7 @@ def _serve_and_compare(
         options = ["--world-size", "1", "--policy", "fixed-sp1", "--timeline", str(timeline)]
         with LocalServer(Path(folder) / "server.log", options) as server:
             client = TetriserveClient(server.grpc_url)
-            facts = client.status()
+            (facts,) = client.status()["models"].values()
             with BareDiffusers(Path(facts["model_directory"]), int(facts["text_tokens"])) as pipe:
                 for number in range(pairs + 1):
                     console.print(f"pair {number} of {pairs}" + (" (warm-up, not counted)" if number == 0 else ""))
