@@ -95,7 +95,7 @@ class DriftMonitor:
         ratio = measured_s / expected_s
         # What a slow rank adds says nothing about the work, and the other way round.
         warning = model.add(work, ratio, self._slowest_of(ranks))
-        self._ranks.add(ranks, ratio / model.factor(work))
+        self._ranks.add(ranks, ratio / model.usual(work))
         warnings = [warning] if warning else []
         if now_s >= self._reviewed_s + _REVIEW_S:
             self._reviewed_s = now_s

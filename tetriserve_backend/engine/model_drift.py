@@ -112,6 +112,14 @@ class ModelDrift:
                 estimate = self._levels[key].estimate(estimate, self._samples)
         return min(_HIGHEST, max(_LOWEST, math.exp(estimate)))
 
+    def usual(self, work: Work) -> float:
+        """The mean ratio of work that has been added.
+
+        It is there from the first time on, unlike the factor: else ranks that happened to do more of it before the
+        factor was learnt would look slower than those that did more after.
+        """
+        return self._levels[work].usual
+
     def correct(self, average: Mapping[int, float]) -> bool:
         """Make `current` anew if that is worth it; whether it was. `average`: what slow ranks cost, by degree."""
         if self._samples < self._settings.min_samples:
@@ -178,6 +186,10 @@ class _Level:
 
     def add(self, value: float, now: int) -> None:
         self._mean.add(value, now)
+
+    @property
+    def usual(self) -> float:
+        return math.exp(self._mean.value)
 
     def doubt(self) -> None:
         self._mean.doubt(_ENOUGH)

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.engine.conftest import make_request
@@ -206,6 +206,7 @@ def test_whatever_is_measured_the_table_stays_a_table(table, measured):
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.55, 2.8), st.floats(0.0, 0.05), st.integers(0, 10_000))
+@example(ratio=2.0, noise=0.0, seed=2017)
 def test_a_constant_ratio_is_learnt_whatever_the_noise(table, ratio, noise, seed):
     machine, draw = Machine(table), random.Random(seed)
     for _ in range(80):
