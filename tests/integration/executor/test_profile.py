@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tetriserve_backend.cli.table.comparison import compare
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
-from tetriserve_backend.executor.xdit_executor import XditExecutor
+from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import TableDocument, parse_document
 from tetriserve_profiling.facts import identity_of, modes_of
@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-m", "tetriserve_backend.cli.app", "profile"]
 TIMEOUT_S = 120.0
 
 
-async def measure(executor: XditExecutor, on_progress: Callable[[Progress], None] = lambda _: None) -> TableDocument:
+async def measure(executor: ModelExecutor, on_progress: Callable[[Progress], None] = lambda _: None) -> TableDocument:
     """A whole profile, as the file would hold it."""
     work, record = list_work(SETTINGS, modes_of(executor)), Record()
     profiler = Profiler(executor, SETTINGS, record, on_progress)
@@ -40,14 +40,14 @@ async def measure(executor: XditExecutor, on_progress: Callable[[Progress], None
     return parse_document(raw, "measured")
 
 
-async def measure_moves(executor: XditExecutor) -> list[MoveCost]:
+async def measure_moves(executor: ModelExecutor) -> list[MoveCost]:
     profiler = Profiler(executor, SETTINGS.model_copy(update={"repeats": 3}), Record(), lambda _: None)
     return await profiler.measure_moves([1, 2])
 
 
 async def with_ranks(model: Path) -> tuple[list[TableDocument], TableDocument, list[MoveCost]]:
     """Profiles until two in a row agree, one in which a rank dies, and hand-overs."""
-    executor = XditExecutor(ModelSettings(path=str(model)), ExecutorSettings(world_size=2))
+    executor = ModelExecutor.alone(ModelSettings(path=str(model)), ExecutorSettings(world_size=2))
 
     def kill_a_rank(progress: Progress) -> None:
         if progress.done == 5:
