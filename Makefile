@@ -10,10 +10,11 @@ SERVE_ARGS ?=
 DEMO_ARGS ?=
 PERF_ARGS ?=
 LOAD_ARGS ?=
+SOAK_ARGS ?=
 BENCH_ARGS ?=
 PROFILE_ARGS ?=
 
-.PHONY: help demo serve profile test lint format check-types perf load bench-live bench-overhead lock clean
+.PHONY: help demo serve profile test lint format check-types perf load soak bench-live bench-batching bench-overhead lock clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -53,8 +54,14 @@ perf: $(VENV)/.base  ## Triton's perf_analyzer against a server of its own
 load: $(VENV)/.dev  ## locust against a server of its own, on-time ratio printed
 	@$(BIN)/python clients/load.py $(LOAD_ARGS)
 
+soak: $(VENV)/.base  ## 1500 mixed requests to both embedded models; fails where memory grows or is left behind
+	@$(BIN)/python clients/soak.py $(SOAK_ARGS)
+
 bench-live: $(VENV)/.base  ## every policy on two real ranks, beside each other and beside the simulator
 	@$(BIN)/tetriserve bench profiling/benchmarks/live-2ranks.yaml --fresh $(BENCH_ARGS)
+
+bench-batching: $(VENV)/.base  ## FLUX and SD3 mixed, with batches and without, on the same traces
+	@$(BIN)/python clients/batching.py $(BENCH_ARGS)
 
 bench-overhead: $(VENV)/.base  ## what serving costs beside the bare model, gaps, time per decision
 	@$(BIN)/tetriserve bench-overhead $(BENCH_ARGS)
@@ -79,4 +86,4 @@ lock:  ## make requirements.lock anew (needs uv on PATH)
 	@{ head -n 2 requirements.lock; cat .lock.tmp; } > .lock.new && mv .lock.new requirements.lock && rm .lock.tmp
 
 clean:  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output load-output perf-output
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output load-output perf-output soak-output batching-output

@@ -92,3 +92,16 @@ def wait_for_rows(url: str) -> list[dict[str, Any]]:
             return list(rows)
         assert time.monotonic() < give_up_s, rows
         time.sleep(0.3)
+
+
+def test_soak_sends_every_kind_of_request_and_leaves_nothing_behind(tetriserve_home: Path, tmp_path: Path) -> None:
+    options = ["--requests", "30", "--warm-up", "10", "--every", "10", "--no-judge", "--out", str(tmp_path)]
+    command = [sys.executable, str(CLIENTS / "soak.py"), *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for way in ("whole", "progress", "http", "cancelled", "refused"):
+        assert f" {way}" in run.stdout
+    samples = (tmp_path / "memory.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in samples] == ["requests", "0", "10", "20", "30", "40"]
+    for process in ("supervisor", "tritonserver", "stub of denoise", "stub of preprocess", "nursery", "rank"):
+        assert f",{process} (" in samples[0]

@@ -14,7 +14,7 @@ from tests.integration.conftest import Server, start_server
 from tests.integration.server.test_faults import pixels
 from tests.integration.server.wire import Background, HttpAnswer, generate, post
 
-FLUX, SD3 = "demo-flux", "demo-sd3"
+FLUX, SD3 = MODELS = ("demo-flux", "demo-sd3")
 FIELDS: dict[str, Any] = {"prompt": "a red fox", "height": 128, "width": 128, "num_inference_steps": 6, "seed": 5}
 
 
@@ -73,6 +73,14 @@ def wait_until_served(server: Server, *models: str) -> None:
         time.sleep(0.05)
 
 
+def denoise_starts_us(server: Server, answers: list[HttpAnswer]) -> list[float]:
+    """When each segment of these requests began, as the timeline tells."""
+    ids = {answer.metadata["request_id"] for answer in answers}
+    events = json.loads(server.timeline_path.read_text())["traceEvents"]
+    work = [event for event in events if event["ph"] == "X" and event["cat"] == "denoise"]
+    return [event["ts"] for event in work if ids & {part["id"] for part in event["args"]["requests"]}]
+
+
 def test_requests_choose_their_model_by_name(both: Server) -> None:
     calls = [Background(ask, both, model) for model in (FLUX, SD3) * 4]
     images: dict[str, Any] = {}
@@ -84,6 +92,31 @@ def test_requests_choose_their_model_by_name(both: Server) -> None:
     assert ask(both, SD3, negative_prompt="blurry").status == 200
     assert "negative_prompt" in ask(both, FLUX, negative_prompt="blurry").error
     assert f"INVALID_ARGUMENT: model: missing; allowed: {FLUX}, {SD3}" in generate(both.http_url, FIELDS).error
+
+
+def test_mixed_burst_makes_the_images_that_each_request_makes_alone(both: Server) -> None:
+    sizes = ((128, 128), (256, 128), (128, 256), (64, 64))
+    burst = [
+        {
+            "model": model,
+            "height": height,
+            "width": width,
+            "num_inference_steps": 3 + number,
+            "seed": 100 + number,
+            "latency_threshold": 1.0 + number,
+            **({"negative_prompt": "blurry", "guidance_scale": 4.0} if model == SD3 else {}),
+        }
+        for number, (height, width) in enumerate(sizes)
+        for model in (FLUX, SD3)
+    ]
+    alone = [ask(both, **fields) for fields in burst]
+    together = [call.result() for call in [Background(ask, both, **fields) for fields in burst]]
+    for fields, one, other in zip(burst, alone, together, strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1, fields
+    # They did share the ranks: neither model waited for the other to be done with all of its requests.
+    starts = {model: denoise_starts_us(both, [a for a in together if a.metadata["model"] == model]) for model in MODELS}
+    assert min(starts[FLUX]) < max(starts[SD3])
+    assert min(starts[SD3]) < max(starts[FLUX])
 
 
 def test_one_is_unloaded_and_loaded_again_while_the_other_loses_no_request(both: Server) -> None:

@@ -101,9 +101,9 @@ def test_broken_configuration_is_refused_by_name(tmp_path: Path) -> None:
         read_config(tmp_path / "config.pbtxt")
 
 
-def test_environment_puts_this_python_and_its_library_first() -> None:
-    environment = server_environment(
-        {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/h"},
+def environment_upon(base: dict[str, str]) -> dict[str, str]:
+    return server_environment(
+        base,
         library_dirs=[Path("/py/lib"), Path("/wheel/libs")],
         python_bin=Path("/venv/bin"),
         import_path=["/src", "/src/profiling"],
@@ -111,11 +111,20 @@ def test_environment_puts_this_python_and_its_library_first() -> None:
         control_token="t",
         temporary_dir=Path("/run/tmp"),
     )
+
+
+def test_environment_puts_this_python_and_its_library_first() -> None:
+    environment = environment_upon({"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/h"})
     assert environment["PATH"] == "/venv/bin:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/py/lib:/wheel/libs:/opt/lib"
     assert environment["PYTHONPATH"] == environment["TETRISERVE_IMPORT_PATH"] == "/src:/src/profiling"
     assert (environment["TETRISERVE_RUN_ID"], environment["HOME"]) == ("tetriserve-1", "/h")
     assert environment["TMPDIR"] == "/run/tmp"
+
+
+def test_heap_arenas_are_few_unless_the_operator_says_otherwise() -> None:
+    assert environment_upon({})["MALLOC_ARENA_MAX"] == "2"
+    assert environment_upon({"MALLOC_ARENA_MAX": "8"})["MALLOC_ARENA_MAX"] == "8"
 
 
 def test_operators_arguments_come_last_on_the_command_line() -> None:

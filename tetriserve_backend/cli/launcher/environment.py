@@ -8,6 +8,8 @@ from pathlib import Path
 from tetriserve_backend.cli.launcher.processes import RUN_ID_VARIABLE
 from tetriserve_backend.triton_adapter.environment_names import CONTROL_TOKEN_VARIABLE, IMPORT_PATH_VARIABLE
 
+_ARENAS = "2"
+
 
 def server_environment(
     base: Mapping[str, str],
@@ -31,6 +33,8 @@ def server_environment(
     environment[IMPORT_PATH_VARIABLE] = os.pathsep.join(import_path)
     # What a killed process leaves there goes with the working folder.
     environment["TMPDIR"] = str(temporary_dir)
+    # By default glibc keeps an arena for each of tritonserver's threads, and each grows to the most that it ever held.
+    environment.setdefault("MALLOC_ARENA_MAX", _ARENAS)
     environment[RUN_ID_VARIABLE] = run_id
     environment[CONTROL_TOKEN_VARIABLE] = control_token
     return environment
