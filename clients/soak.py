@@ -228,8 +228,8 @@ def soak(
     }
     result = SoakResult(tuple(errors), record, growth)
     show(result, Counter(one.way for one in work))
-    for error in result.errors:
-        print(error, file=sys.stderr)
+    for line in result.errors:
+        print(line, file=sys.stderr)
     raise typer.Exit(1 if result.errors or (judge and result.grown) else 0)
 
 
