@@ -1,7 +1,7 @@
 """The engine as a pure state machine: `EngineCore.handle(event, now_s) -> commands`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tetriserve_backend.domain import (
     Assignment,
@@ -260,27 +260,52 @@ class EngineCore:
                 self._complete(state, now_s, out)
 
     def _fail_segment(self, event: ev.SegmentFailed, now_s: float, out: list[Command]) -> None:
+        behind = self._ledger.requests_behind_segment(event.segment_id)
         segment = self._ledger.take(event.segment_id, now_s)
-        for part in segment.parts if segment else ():
-            state = self._requests.get(part.request_id)
-            if segment is None or state is None:
-                continue
-            self._begin_roll_back(part.request_id)
-            if not event.retryable:
-                error = RequestFailedError(f"{segment.kind.value} failed: {event.reason}")
-                self._end(part.request_id, "fail", error, out)
-            elif state.retries > self._settings.max_retries:
+        if segment is None:
+            return
+        states = [state for part in segment.parts if (state := self._requests.get(part.request_id))]
+        if not event.retryable:
+            states = self._blame(segment, states, event.reason, out)
+        # What the end of one request took from the others of its batch says nothing about their ranks.
+        lost = event.retryable and len(states) == segment.batch_size
+        for request_id in behind:
+            self._begin_roll_back(request_id, lost=lost)
+        for state in states:
+            if state.retries > self._settings.max_retries:
                 times = f"its ranks were lost {state.retries} times, last: {event.reason}"
-                self._end(part.request_id, "fail", RequestFailedError(times), out)
-            elif not self._ledger.depth(part.request_id):
+                self._end(state.request.request_id, "fail", RequestFailedError(times), out)
+            elif not self._ledger.depth(state.request.request_id):
                 self._roll_back(state, now_s)
 
-    def _begin_roll_back(self, request_id: str) -> None:
-        """Plan no more of a request until all that was sent of it is reported; counts as one retry."""
+    def _blame(
+        self, segment: Segment, states: Sequence[RequestState], reason: str, out: list[Command]
+    ) -> list[RequestState]:
+        """End the request whose work failed; of a batch nobody knows whose it was. Returns those that go on.
+
+        The members of a batch go on alone, so that the guilty one fails next time and the others are served. A
+        request that is rolling back already failed because of what was sent before.
+        """
+        going_on = []
+        for state in states:
+            if segment.batch_size > 1:
+                state.runs_alone = True
+            elif not state.rolling_back:
+                error = RequestFailedError(f"{segment.kind.value} failed: {reason}")
+                self._end(state.request.request_id, "fail", error, out)
+                continue
+            going_on.append(state)
+        return going_on
+
+    def _begin_roll_back(self, request_id: str, *, lost: bool = True) -> None:
+        """Plan no more of a request until all that was sent of it is reported.
+
+        Counts as one retry if it was `lost` with its ranks.
+        """
         state = self._requests.get(request_id)
         if state is not None and not state.rolling_back:
             state.rolling_back = True
-            state.retries += 1
+            state.retries += lost
             self._views.hide(request_id)
 
     def _roll_back(self, state: RequestState, now_s: float) -> None:

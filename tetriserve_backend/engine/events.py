@@ -39,7 +39,7 @@ class SegmentFailed:
     """A segment will not finish.
 
     `retryable` is true when the ranks are to blame (its requests go on from their last host copy),
-    false when the work itself raised (its requests fail).
+    false when the work itself raised (its request fails; those of a batch go on alone).
     """
 
     segment_id: int

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -68,8 +68,15 @@ class SegmentLedger:
 
     def requests_behind(self, rank: int) -> Set[str]:
         """Whom it hits when nothing sent to this rank comes to be: those in a batch behind one of these as well."""
+        return self._hit_by(self._queues.get(rank, ()))
+
+    def requests_behind_segment(self, segment_id: int) -> Set[str]:
+        """Whom it hits when a segment does not come to be, its own requests included; nobody if it is unknown."""
+        return self._hit_by((segment_id,) if segment_id in self._sent else ())
+
+    def _hit_by(self, segment_ids: Iterable[int]) -> Set[str]:
         lost: set[int] = set()
-        segments = list(self._queues.get(rank, ()))
+        segments = list(segment_ids)
         while segments:
             segment_id = segments.pop()
             if segment_id in lost:

@@ -15,7 +15,8 @@ def states_of(assignment: Assignment, requests: Mapping[str, RequestState], worl
     """The states that an assignment is about.
 
     Raises:
-        PlanError: unknown request, wrong stage, no steps, mixed models or resolutions, or a rank that is not usable.
+        PlanError: unknown request, wrong stage, no steps, mixed models or resolutions, a batch with a request that
+            runs alone, or a rank that is not usable.
     """
     states = []
     for request_id in assignment.request_ids:
@@ -28,6 +29,8 @@ def states_of(assignment: Assignment, requests: Mapping[str, RequestState], worl
         raise PlanError(f"{assignment}: needs distinct requests, at least one")
     if len({(state.request.model, state.request.height, state.request.width) for state in states}) > 1:
         raise PlanError(f"{assignment}: one batch, one model and one resolution")
+    if len(states) > 1 and any(state.runs_alone for state in states):
+        raise PlanError(f"{assignment}: one of the requests is to run alone")
     if (assignment.kind is SegmentKind.DENOISE) != (assignment.num_steps > 0):
         raise PlanError(f"{assignment}: steps go with denoise, and only with it")
     unusable = [rank for rank in assignment.placement.ranks if not world.is_usable(rank)]

@@ -37,6 +37,7 @@ class RequestState:
 
     `done` is what has finished and has a host copy; `sent` also counts the segments in flight.
     The holders are the ranks that will have the tensors once all sent segments are over.
+    `retries` counts lost ranks; `runs_alone` is set once a forward pass that it shared has failed.
     """
 
     request: Request
@@ -49,6 +50,7 @@ class RequestState:
     records: list[SegmentRecord] = field(default_factory=list)
     rolling_back: bool = False
     retries: int = 0
+    runs_alone: bool = False
 
     def forget_rank(self, rank: int) -> None:
         """`rank` no longer holds anything."""

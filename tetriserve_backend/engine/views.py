@@ -123,4 +123,5 @@ class ViewKeeper:
             ready_at_s=self._ledger.free_at_s(request_id, now_s),
             placement=state.placement,
             in_flight=self._ledger.depth(request_id),
+            runs_alone=state.runs_alone,
         )

@@ -1,7 +1,7 @@
 """A request as a round sees it: how late it is, how far it gets at each degree, and whether it then survives."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.allocation import Allocation, allocate
@@ -111,9 +111,34 @@ def make_candidates(requests: Iterable[RequestView], model: CostModel, window: R
     return candidates
 
 
-def _max_steps(costs: ShapeCosts, room_s: float) -> dict[int, int]:
+def in_batch(members: Sequence[Candidate], costs: ShapeCosts, sp_degree: int) -> list[Candidate]:
+    """The same requests at the pace of a batch of all of them, until their ends.
+
+    Encodes and decodes come one after the other, `sp_degree` at a time. A degree at which no step fits into the
+    round has none.
+
+    Args:
+        members: of one model, resolution and round, each in no batch.
+        costs: of batches of that size.
+        sp_degree: the least degree at which the batch runs.
+    """
+    num_encodes = sum(member.request.next_kind is SegmentKind.ENCODE for member in members)
+    lead_in_s = -(-num_encodes // sp_degree) * costs.encode_s + costs.dispatch_s
+    further_decodes_s = (-(-len(members) // sp_degree) - 1) * costs.decode_s
+    max_steps = _whole_steps(costs, members[0].window.length_s - lead_in_s)
+    return [
+        replace(member, costs=costs, max_steps=max_steps, lead_in_s=lead_in_s, tail_s=member.tail_s + further_decodes_s)
+        for member in members
+    ]
+
+
+def _whole_steps(costs: ShapeCosts, room_s: float) -> dict[int, int]:
     room_s = max(0.0, room_s) + _TOLERANCE
-    max_steps = {degree: int(room_s / step_s) for degree, step_s in costs.step_s.items()}
+    return {degree: int(room_s / step_s) for degree, step_s in costs.step_s.items()}
+
+
+def _max_steps(costs: ShapeCosts, room_s: float) -> dict[int, int]:
+    max_steps = _whole_steps(costs, room_s)
     if not any(max_steps.values()):
         max_steps[costs.fastest.sp_degree] = 1
     return max_steps

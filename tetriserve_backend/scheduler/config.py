@@ -32,13 +32,13 @@ class SchedulerSettings(BaseModel):
         plan_candidates: how many of the dearest requests `tetris` may widen or give up in turn to save others.
         pod_size: ranks that `tetris` plans as one, a power of two: the widest group, and a node at most. Larger
             worlds are pods side by side, so that a decision takes no longer in them.
-        max_batch: most requests of one model and resolution that `tetris` lets share a forward pass (selective
-            continuous batching, §5); 1 switches it off. They join and leave between segments. Only sizes that the
-            latency table has, only where a batch takes fewer GPU-seconds per image than an image alone, and only
-            where the plan saves no fewer requests for it.
-        batch_patience_s: how long a request may idle until another one's segment ends, to share passes with it;
-            0 batches only what is ready at the same time. Longer saves more GPU-seconds and spends more slack,
-            so nobody waits while somebody's deadline is given up.
+        max_batch: most requests of one model and resolution that `tetris` and `tetriserve` let share a forward pass
+            (selective continuous batching, §5); 1 switches it off. They join and leave between segments. Only sizes
+            that the latency table has, only where a batch takes fewer GPU-seconds per image than an image alone
+            (`tetriserve`: at the degree that both were given), and only where no request is given up for it.
+        batch_patience_s: how long a request of `tetris` may idle until another one's segment ends, to share passes
+            with it; 0 batches only what is ready at the same time. Longer saves more GPU-seconds and spends more
+            slack, so nobody waits while somebody's deadline is given up.
         max_segment_steps: steps that the policies without rounds send at a time; a request can be cancelled,
             and resumes after a lost rank, between two segments.
     """

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from tetriserve_backend.domain import ConfigurationError, Request, SegmentKind
+from tetriserve_backend.domain import ConfigurationError, Request
 from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
+from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.groups import aligned_groups
 from tetriserve_backend.scheduler.view import RequestView
 
@@ -49,10 +50,14 @@ class ShapeCosts:
 
     def chain_s(self, request: RequestView, sp_degree: int, num_steps: int) -> float:
         """Seconds of the segments that `stages.chain` makes of `num_steps` steps, dispatch included."""
-        encode_s = self.encode_s if request.next_kind is SegmentKind.ENCODE else 0.0
+        return self.batch_chain_s(Batch((request,)), sp_degree, num_steps)
+
+    def batch_chain_s(self, batch: Batch, sp_degree: int, num_steps: int) -> float:
+        """Seconds of the segments that `stages.batch_chain` makes; for the costs of batches of that size."""
+        encode_rounds = -(-batch.num_encodes // sp_degree)
         denoise_s = num_steps * self.step_s[sp_degree] + self.dispatch_s if num_steps else 0.0
-        decode_s = self.decode_s if num_steps == request.remaining_steps else 0.0
-        return encode_s + denoise_s + decode_s
+        num_done = sum(member.remaining_steps == num_steps for member in batch.members)
+        return encode_rounds * self.encode_s + denoise_s + -(-num_done // sp_degree) * self.decode_s
 
 
 class CostModel:
@@ -147,6 +152,21 @@ class CostModel:
             worth = [batch for batch, gpu_seconds in share.items() if gpu_seconds < alone.efficient[0].gpu_seconds]
             sizes = self._batch_sizes[key] = tuple(sorted(worth, key=lambda batch: (round(share[batch], 9), batch)))
         return sizes
+
+    def batch_sizes_at(self, sp_degree: int, height: int, width: int, model: str = "") -> tuple[int, ...]:
+        """Batches of at least two that take less time per image than one alone, all at one degree; shortest first.
+
+        Raises:
+            LatencyTableError: as `of_shape`.
+        """
+        table, alone_s = self._tables.of(model), self.of_shape(height, width, model).step_s[sp_degree]
+        share_s = {
+            batch: self.of_shape(height, width, model, batch).step_s[sp_degree] / batch
+            for batch in table.batches(height, width, sp_degree)
+            if batch > 1
+        }
+        worth = [batch for batch, seconds in share_s.items() if seconds < alone_s]
+        return tuple(sorted(worth, key=lambda batch: (share_s[batch], batch)))
 
     def _follow_tables(self) -> None:
         if self._version != self._tables.version:

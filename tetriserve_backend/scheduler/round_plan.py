@@ -6,14 +6,18 @@ from tetriserve_backend.scheduler.candidates import Candidate
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.groups import GroupBudget
 from tetriserve_backend.scheduler.packing import pack_options
+from tetriserve_backend.scheduler.round_batches import RoundBatcher
 from tetriserve_backend.scheduler.scale_up import Share, scale_up
 
 
-def plan_round(candidates: Sequence[Candidate], budget: GroupBudget, settings: SchedulerSettings) -> list[Share]:
+def plan_round(
+    candidates: Sequence[Candidate], budget: GroupBudget, settings: SchedulerSettings, batcher: RoundBatcher
+) -> list[Share]:
     """Divide the free ranks of a round.
 
     1. The request that is late beyond `late_limit_s`, if any, gets a rank first: the guard against starving.
-    2. Packing: most survivors among the requests that are not late (§4.2.2).
+    2. Packing: most survivors among the requests that are not late (§4.2.2). Those of one shape and degree are
+       merged into batches (§5), and what the packing left out is packed again onto the ranks that this frees.
     3. With scale-up, requests that the packing left out take ranks that are still free, least slack first.
     4. Best effort: late requests take one rank each of what is left, earliest deadline first.
     5. Scale-up doubles degrees while ranks are free (§4.2.3).
@@ -22,6 +26,7 @@ def plan_round(candidates: Sequence[Candidate], budget: GroupBudget, settings: S
         candidates: requests that may run, in order of arrival.
         budget: the free ranks; what the shares need is taken from it.
         settings: `elastic_scale_up` and `late_limit_s` count here.
+        batcher: merges requests.
 
     Returns:
         The shares, each of at least one step.
@@ -31,7 +36,7 @@ def plan_round(candidates: Sequence[Candidate], budget: GroupBudget, settings: S
     first = late[:1] if late and _is_starving(late[0], settings) else []
     shares = _best_effort(first, budget)
     outlasting = list(shares)
-    shares += _pack(on_time, budget, settings)
+    shares += _pack(on_time, budget, settings, batcher)
     rest = _best_effort(late[len(first) :], budget)
     shares += rest
     if settings.elastic_scale_up:
@@ -55,12 +60,29 @@ def _best_effort(late: Sequence[Candidate], budget: GroupBudget) -> list[Share]:
     shares = []
     for candidate in late[: budget.free_ranks]:
         budget.take(1)
-        shares.append(Share(candidate, 1, candidate.steps_at(1)))
+        shares.append(Share((candidate,), 1, candidate.steps_at(1)))
     return shares
 
 
-def _pack(on_time: Sequence[Candidate], budget: GroupBudget, settings: SchedulerSettings) -> list[Share]:
+def _pack(
+    on_time: Sequence[Candidate], budget: GroupBudget, settings: SchedulerSettings, batcher: RoundBatcher
+) -> list[Share]:
     """Shares of the requests that can still make it."""
+    packed, left_out = _choose(on_time, budget, settings)
+    shares = batcher.merge(packed, budget)
+    while left_out and len(shares) < len(packed):
+        more, left_out = _choose(left_out, budget, settings)
+        packed = shares + more
+        shares = batcher.merge(packed, budget)
+    if settings.elastic_scale_up:
+        shares += _fill(left_out, budget)
+    return shares
+
+
+def _choose(
+    on_time: Sequence[Candidate], budget: GroupBudget, settings: SchedulerSettings
+) -> tuple[list[Share], list[Candidate]]:
+    """Shares by the knapsack, and whom it left out."""
     widest = budget.widest
     chosen = pack_options([candidate.pack_item(widest) for candidate in on_time], budget.free_ranks)
     # The knapsack counts ranks. Where lost or busy ranks break up the world, its choice may not fit as
@@ -75,10 +97,8 @@ def _pack(on_time: Sequence[Candidate], budget: GroupBudget, settings: Scheduler
         budget.take(option.sp_degree)
         # The ranks are taken until the boundary: with scale-up, further steps use the rest of the round.
         num_steps = candidate.steps_at(option.sp_degree) if settings.elastic_scale_up else option.num_steps
-        shares.append(Share(candidate, option.sp_degree, num_steps))
-    if settings.elastic_scale_up:
-        shares += _fill(left_out, budget)
-    return shares
+        shares.append(Share((candidate,), option.sp_degree, num_steps))
+    return shares, left_out
 
 
 def _fill(left_out: Sequence[Candidate], budget: GroupBudget) -> list[Share]:
@@ -89,5 +109,5 @@ def _fill(left_out: Sequence[Candidate], budget: GroupBudget) -> list[Share]:
         degree = next(degree for degree, steps in candidate.max_steps.items() if steps)
         if budget.fits(degree):
             budget.take(degree)
-            shares.append(Share(candidate, degree, candidate.steps_at(degree)))
+            shares.append(Share((candidate,), degree, candidate.steps_at(degree)))
     return shares

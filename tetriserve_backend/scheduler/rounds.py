@@ -8,10 +8,11 @@ from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.costs import CostModel
 from tetriserve_backend.scheduler.groups import GroupBudget
 from tetriserve_backend.scheduler.placement import PlacementDemand, place
+from tetriserve_backend.scheduler.round_batches import RoundBatcher
 from tetriserve_backend.scheduler.round_length import round_length_s
 from tetriserve_backend.scheduler.round_plan import plan_round
 from tetriserve_backend.scheduler.scale_up import Share
-from tetriserve_backend.scheduler.stages import chain
+from tetriserve_backend.scheduler.stages import batch_chain, chain
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 from tetriserve_backend.scheduler.waking import next_wake_s, wake_ahead_s
 
@@ -21,7 +22,7 @@ _TOLERANCE_S = 1e-9
 class RoundPolicy:
     """Plans the whole world once per round of τ seconds.
 
-    At a boundary every free rank is divided anew: allocation, packing, best effort, scale-up, placement.
+    At a boundary every free rank is divided anew: allocation, packing, batches, best effort, scale-up, placement.
     Between boundaries, work that is already decided runs: what a round sends ends with the decode of each
     request that has no steps left. Idle ranks encode arrivals, so that they start the next round with their
     first step. When all ranks are idle a round starts at once.
@@ -36,6 +37,7 @@ class RoundPolicy:
 
     def __init__(self, settings: SchedulerSettings, model: CostModel) -> None:
         self._settings, self._model = settings, model
+        self._batcher = RoundBatcher(model, settings.max_batch)
         self._fit_round()
         self._round_end_s = float("-inf")
 
@@ -63,15 +65,18 @@ class RoundPolicy:
             start_s = max(now_s, *(rank.free_at_s for rank in view.ranks if rank.rank in free))
             window = RoundWindow(start_s, self._round_length_s)
             shares = plan_round(
-                make_candidates(ready, self._model, window), GroupBudget(view.world_size, free), self._settings
+                make_candidates(ready, self._model, window),
+                GroupBudget(view.world_size, free),
+                self._settings,
+                self._batcher,
             )
             if shares:
                 self._round_end_s = window.end_s
             for share, placement in self._place(shares, view, free):
-                request = share.candidate.request
-                assignments += chain(request, placement, share.num_steps)
-                ends_s.append(start_s + share.candidate.costs.chain_s(request, share.sp_degree, share.num_steps))
-                ready.remove(request)
+                assignments += batch_chain(share.batch, placement, share.num_steps)
+                ends_s.append(start_s + share.costs.batch_chain_s(share.batch, share.sp_degree, share.num_steps))
+                for request in share.batch.members:
+                    ready.remove(request)
                 free.difference_update(placement.ranks)
         assignments += self._encode_ahead(ready, free, now_s)
         return Plan(tuple(assignments), self._wake_s(view, now_s, ends_s))
@@ -94,12 +99,12 @@ class RoundPolicy:
     def _place(self, shares: Sequence[Share], view: SchedulerView, free: set[int]) -> list[tuple[Share, Placement]]:
         preserve = self._settings.placement_preservation
         demands = [
-            PlacementDemand(request.request.request_id, share.sp_degree, request.placement if preserve else None)
+            PlacementDemand(batch.request.request_id, share.sp_degree, batch.placement if preserve else None)
             for share in shares
-            for request in (share.candidate.request,)
+            for batch in (share.batch,)
         ]
         placed = place(demands, view.world_size, free)
-        return [(share, placed[share.candidate.request.request.request_id]) for share in shares]
+        return [(share, placed[share.batch.request.request_id]) for share in shares]
 
     def _encode_ahead(self, ready: Sequence[RequestView], free: set[int], now_s: float) -> list[Assignment]:
         """Encode on ranks that idle until the boundary; not where the encode would outlast it."""

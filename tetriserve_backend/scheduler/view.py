@@ -15,6 +15,7 @@ class RequestView:
         ready_at_s: when its sent work is expected to end; in the past if none is in flight.
         placement: where it ran, or runs, last; None before its encode.
         in_flight: segments sent and not yet finished.
+        runs_alone: whether it must share no forward pass: one that it shared has failed.
     """
 
     request: Request
@@ -23,6 +24,7 @@ class RequestView:
     ready_at_s: float
     placement: Placement | None
     in_flight: int
+    runs_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

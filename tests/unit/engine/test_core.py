@@ -188,6 +188,86 @@ def test_an_error_in_the_work_fails_the_request_at_once(core, policy):
     assert end.outcome == "fail" and "out of memory" in str(end.error) and release == ReleaseRequest("r0")
 
 
+def batch_of(core: EngineCore, policy: ScriptedPolicy, *behind: Assignment) -> list[RunSegment]:
+    """r0 and r1, encoded, in a batch of two steps, with what is sent behind it."""
+    for index, request_id in enumerate(("r0", "r1")):
+        (first,) = run(core, policy, make_request(request_id), encode(request_id, index))
+        finish(core, first, 0.1)
+    policy.plans.append(Plan((Assignment(SegmentKind.DENOISE, ("r0", "r1"), Placement((0,)), 2), *behind)))
+    return [command for command in core.handle(ev.TimerFired(), 0.1) if isinstance(command, RunSegment)]
+
+
+def fail(core: EngineCore, command: RunSegment, reason: str = "NaN", *, retryable: bool = False) -> list[object]:
+    return list(core.handle(ev.SegmentFailed(command.segment.segment_id, reason, retryable=retryable), 0.2))
+
+
+def test_an_error_in_a_batch_fails_only_the_request_that_fails_alone_as_well(core, policy):
+    (together,) = batch_of(core, policy)
+    policy.plans.append(Plan((denoise("r0", (0,), 5), decode("r0", 0), denoise("r1", (1,), 5))))
+    first, second, third = fail(core, together)
+    assert [view.runs_alone for view in policy.views[-1].requests] == [True, True]
+    assert [command.segment.parts[0].first_step for command in (first, third)] == [0, 0], "from the host copy"
+    end, release = fail(core, third)
+    assert end.request.request_id == "r1" and end.outcome == "fail" and "NaN" in str(end.error)
+    assert release == ReleaseRequest("r1")
+    assert finish(core, first, 1.0) == []
+    assert isinstance(finish(core, second, 1.1)[0], FinishRequest) and core.is_idle
+
+
+def test_what_was_sent_behind_a_failed_batch_is_awaited_and_blames_nobody(core, policy):
+    """r2 shares a pass with r1 behind the batch, so it is not to be planned on either."""
+    (first,) = run(core, policy, make_request("r2"), encode("r2", 2))
+    finish(core, first, 0.1)
+    behind = (
+        Assignment(SegmentKind.DENOISE, ("r1", "r2"), Placement((0,)), 1),
+        denoise("r0", (1,), 3),
+        denoise("r2", (2,), 4),
+    )
+    sent = batch_of(core, policy, *behind)
+    planned = len(policy.views)
+    assert [fail(core, command) for command in sent[:3]] == [[]] * 3
+    shown = [[view.request.request_id for view in view.requests] for view in policy.views[planned:]]
+    assert shown == [["r1"], ["r0", "r1"]], "who has nothing left in flight"
+    assert fail(core, sent[3]) == []
+    requests = policy.views[-1].requests
+    assert [view.request.request_id for view in requests] == ["r2", "r0", "r1"]
+    assert all(view.runs_alone and view.remaining_steps == 5 for view in requests)
+
+
+def test_a_failed_batch_is_not_counted_as_the_loss_of_ranks(core, policy):
+    (together,) = batch_of(core, policy)
+    fail(core, together)
+    for _ in range(2):
+        policy.plans.append(Plan((denoise("r0", (0,), 5),)))
+        (alone,) = core.handle(ev.TimerFired(), 0.2)
+        last = fail(core, alone, "lost", retryable=True)
+    assert isinstance(last[0], EndRequest) and "2 times" in str(last[0].error)
+
+
+def test_the_end_of_one_request_is_no_retry_of_the_others_in_its_batch(core, policy):
+    """The executor gives up what it has not sent of a batch when one of its requests ends."""
+    for _ in range(3):
+        (together,) = batch_of(core, policy) if not core.num_requests else run_again(core, policy)
+        core.handle(ev.RequestCancelled("r0"), 0.2)
+        assert fail(core, together, "request 'r0' has ended", retryable=True) == []
+    assert [view.request.request_id for view in policy.views[-1].requests] == ["r1"]
+    assert not policy.views[-1].requests[0].runs_alone
+
+
+def run_again(core: EngineCore, policy: ScriptedPolicy) -> list[RunSegment]:
+    """A new r0 in a batch with the r1 that is there."""
+    (first,) = run(core, policy, make_request("r0"), encode("r0", 0))
+    policy.plans.append(Plan((Assignment(SegmentKind.DENOISE, ("r0", "r1"), Placement((0,)), 2),)))
+    return [command for command in finish(core, first, 0.1) if isinstance(command, RunSegment)]
+
+
+def test_who_is_to_run_alone_may_not_be_planned_in_a_batch(core, policy):
+    (together,) = batch_of(core, policy)
+    policy.plans.append(Plan((Assignment(SegmentKind.DENOISE, ("r0", "r1"), Placement((0,)), 2),)))
+    with pytest.raises(PlanError, match="alone"):
+        fail(core, together)
+
+
 def test_groups_are_formed_anew_once_every_lost_rank_is_loaded_and_nothing_runs(core, policy):
     (running,) = run(core, policy, make_request(), encode("r0", 3))
     core.handle(ev.WorkerLost(0, "killed"), 0.1)

@@ -42,6 +42,7 @@ def check_view(core: EngineCore, event: ev.Event, now_s: float, commands: list[o
         assert shown.next_kind is state.sent.next_kind(state.request.num_steps)
         assert shown.remaining_steps == state.request.num_steps - state.sent.steps
         assert shown.in_flight == ledger.depth(request_id) and shown.placement == state.placement
+        assert shown.runs_alone == state.runs_alone
         if shown.in_flight:
             assert shown.ready_at_s == ledger.free_at_s(request_id, now_s)
         else:

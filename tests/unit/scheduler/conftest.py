@@ -117,6 +117,7 @@ def check_plan(plan: Plan, view: SchedulerView, now_s: float) -> None:
         assert len(shapes) == 1, "one batch, one model and one resolution"
         assert len(set(entry.request_ids)) == len(entry.request_ids)
         assert len(entry.request_ids) == 1 or entry.kind is SegmentKind.DENOISE, "only steps are done in batches"
+        assert len(entry.request_ids) == 1 or not any(requests[i].runs_alone for i in entry.request_ids)
         assert entry.num_steps <= min(requests[request_id].remaining_steps for request_id in entry.request_ids)
         assert entry.placement.ranks in aligned_groups(view.world_size)[entry.placement.sp_degree]
         for request_id in entry.request_ids:

@@ -39,6 +39,7 @@ ROUNDS = st.builds(
     elastic_scale_up=st.booleans(),
     boundary_grace=st.sampled_from([0.0, 0.1, 0.5]),
     late_limit_s=st.sampled_from([None, 0.0, 2.0]),
+    max_batch=st.sampled_from([1, 2, 4]),
 )
 TETRIS = st.builds(
     SchedulerSettings,
@@ -90,7 +91,7 @@ def test_every_request_is_served_although_ranks_are_lost(h100, arrivals, config,
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
-@given(arrivals=ARRIVALS_OF_SMALL, config=TETRIS, failures=FAILURES)
+@given(arrivals=ARRIVALS_OF_SMALL, config=st.one_of(ROUNDS, TETRIS), failures=FAILURES)
 def test_batches_end_well_although_ranks_are_lost(h100, arrivals, config, failures):
     requests = stream(arrivals)
     run = serve(requests, h100, 8, config, failures=failures)

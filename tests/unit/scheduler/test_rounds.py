@@ -13,7 +13,8 @@ WORLD = tuple(range(8))
 
 @pytest.fixture
 def policy_of(h100):
-    return lambda **settings: make_policy(SchedulerSettings(policy="tetriserve", **settings), h100, 8)
+    """Requests apart from each other; `test_round_batches.py` has those that share their steps."""
+    return lambda **settings: make_policy(SchedulerSettings(policy="tetriserve", max_batch=1, **settings), h100, 8)
 
 
 def running(request, steps_left, at, until_s) -> RequestView:

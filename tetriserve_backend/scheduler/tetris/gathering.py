@@ -35,8 +35,9 @@ class Gatherer:
             return alone
         ready_of = dict(zip(alone.batches, alone.ready, strict=True))
         patience_s = self._patience_s if may_wait else 0.0
-        gathered: list[Batch] = []
-        ordered = sorted(alone.batches, key=lambda batch: (_shape(batch), batch.request.deadline_s))
+        gathered = [batch for batch in alone.batches if batch.members[0].runs_alone]
+        others = (batch for batch in alone.batches if not batch.members[0].runs_alone)
+        ordered = sorted(others, key=lambda batch: (_shape(batch), batch.request.deadline_s))
         for _, same in groupby(ordered, key=_shape):
             gathered += self._gather_same(list(same), alone.now_s, patience_s)
         if len(gathered) == len(alone.batches):

@@ -114,7 +114,7 @@ class Seating:
                 if degree < job.sp_degree:
                     steps = self._shapes.segment_steps(costs.step_s[degree], batch.shared_steps)
                 self._assignments += batch_chain(batch, placement, steps)
-                self.ends_s.append(self._now_s + _chain_s(batch, costs, degree, steps))
+                self.ends_s.append(self._now_s + costs.batch_chain_s(batch, degree, steps))
                 break
 
     def plan(self, *, anybody_waits: bool, not_after_s: float) -> Plan:
@@ -126,11 +126,3 @@ class Seating:
 
     def _costs(self, request: RequestView) -> ShapeCosts:
         return self._shapes.costs(self._shapes.row(request.request))
-
-
-def _chain_s(batch: Batch, costs: ShapeCosts, sp_degree: int, num_steps: int) -> float:
-    """Seconds of the segments that `batch_chain` makes, dispatch included."""
-    encode_rounds = -(-batch.num_encodes // sp_degree)
-    num_done = sum(member.remaining_steps == num_steps for member in batch.members)
-    denoise_s = num_steps * costs.step_s[sp_degree] + costs.dispatch_s
-    return encode_rounds * costs.encode_s + denoise_s + -(-num_done // sp_degree) * costs.decode_s

@@ -58,6 +58,16 @@ def test_other_shapes_and_other_models_stay_apart():
     assert ("large", "x") not in [ids for ids, _ in batches_of(tables, [mine, large])]
 
 
+def test_who_is_to_run_alone_is_in_no_batch(table):
+    pair = [
+        replace(waiting(make_request("a", 256), steps=9), runs_alone=True),
+        waiting(make_request("b", 256), steps=9),
+    ]
+    third = waiting(make_request("c", 256), steps=9)
+    assert sorted(ids for ids, _ in batches_of(table, pair)) == [("a",), ("b",)]
+    assert ("b", "c") in [ids for ids, _ in batches_of(table, [*pair, third])]
+
+
 def test_who_would_be_late_in_a_batch_runs_alone(table):
     hurry, calm = (
         waiting(make_request("hurry", 256, slo_s=1.05), steps=10),
