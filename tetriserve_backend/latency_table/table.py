@@ -55,6 +55,7 @@ class LatencyTable:
         self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
         self._encode = {e.batch: e.seconds for e in document.encode}
         self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._batches_cache: dict[tuple[int, int, int], tuple[int, ...]] = {}
         single = [curve for (_, batch), curves in self._step_curves.items() if batch == 1 for curve in curves.values()]
         self._min_tokens = max(min(curve.min_tokens for curve in single), self._decode_curve.min_tokens)
         self._max_tokens = min(max(curve.max_tokens for curve in single), self._decode_curve.max_tokens)
@@ -193,13 +194,17 @@ class LatencyTable:
         Raises:
             LatencyTableError: the shape lies outside the profiled range.
         """
-        self.check_resolution(height, width)
-        tokens = image_tokens(height, width)
-        return tuple(
-            batch
-            for (ranks, batch), curves in sorted(self._step_curves.items())
-            if ranks == degree and any(curve.covers(tokens) for curve in curves.values())
-        )
+        key = (height, width, degree)
+        batches = self._batches_cache.get(key)
+        if batches is None:
+            self.check_resolution(height, width)
+            tokens = image_tokens(height, width)
+            batches = self._batches_cache[key] = tuple(
+                batch
+                for (ranks, batch), curves in sorted(self._step_curves.items())
+                if ranks == degree and any(curve.covers(tokens) for curve in curves.values())
+            )
+        return batches
 
     def _mode(self, height: int, width: int, degree: int, batch: int) -> tuple[float, int]:
         """Seconds per step and split of the guidance, the fastest of those whose parts divide the tokens."""

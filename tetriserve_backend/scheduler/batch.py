@@ -8,7 +8,7 @@ from tetriserve_backend.scheduler.view import RequestView
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One or more requests that are planned as one; one is the usual case.
+    """One or more requests that are planned as one; one is the usual case, and the quick one.
 
     Members may join and leave between segments, so a segment is never longer than what the member with the
     fewest steps has left (`shared_steps`).
@@ -34,6 +34,8 @@ class Batch:
     @property
     def remaining_steps(self) -> int:
         """Steps until the last member is done."""
+        if len(self.members) == 1:
+            return self.members[0].remaining_steps
         return max(member.remaining_steps for member in self.members)
 
     @property
@@ -49,6 +51,8 @@ class Batch:
     @property
     def ready_at_s(self) -> float:
         """When the last member is expected to be ready."""
+        if len(self.members) == 1:
+            return self.members[0].ready_at_s
         return max(member.ready_at_s for member in self.members)
 
     @property

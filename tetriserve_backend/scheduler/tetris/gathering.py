@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.tetris.planner import Situation, due_s
@@ -33,16 +32,19 @@ class Gatherer:
         """
         if self._max_batch == 1 or len(alone.batches) < 2:
             return alone
-        ready_of = dict(zip(alone.batches, alone.ready, strict=True))
+        # Views are told apart by identity: comparing their values takes longer than all the rest.
+        ready_of = {id(batch.members[0]): ready for batch, ready in zip(alone.batches, alone.ready, strict=True)}
         patience_s = self._patience_s if may_wait else 0.0
         gathered = [batch for batch in alone.batches if batch.members[0].runs_alone]
-        others = (batch for batch in alone.batches if not batch.members[0].runs_alone)
-        ordered = sorted(others, key=lambda batch: (_shape(batch), batch.request.deadline_s))
-        for _, same in groupby(ordered, key=_shape):
-            gathered += self._gather_same(list(same), alone.now_s, patience_s)
+        by_shape: dict[tuple[str, int, int], list[Batch]] = {}
+        for batch in alone.batches:
+            if not batch.members[0].runs_alone:
+                by_shape.setdefault(_shape(batch), []).append(batch)
+        for same in by_shape.values():
+            gathered += self._gather_same(same, alone.now_s, patience_s)
         if len(gathered) == len(alone.batches):
             return alone
-        ready = [all(ready_of[Batch((member,))] for member in batch.members) for batch in gathered]
+        ready = [all(ready_of[id(member)] for member in batch.members) for batch in gathered]
         return replace(alone, batches=gathered, ready=ready)
 
     def overcounted_gpu_s(self, situation: Situation) -> float:
@@ -59,11 +61,15 @@ class Gatherer:
 
     def _gather_same(self, waiting: list[Batch], now_s: float, patience_s: float) -> list[Batch]:
         sizes = [size for size in self._shapes.batch_sizes(waiting[0].request) if size <= self._max_batch]
+        if not sizes or len(waiting) == 1:
+            return waiting
+        waiting.sort(key=lambda batch: batch.request.deadline_s)
         gathered: list[Batch] = []
         while waiting:
             largest = next(filter(None, (self._first(waiting, size, now_s, patience_s) for size in sizes)), waiting[0])
             gathered.append(largest)
-            waiting = [batch for batch in waiting if batch.members[0] not in largest.members]
+            taken = {id(member) for member in largest.members}
+            waiting = [batch for batch in waiting if id(batch.members[0]) not in taken]
         return gathered
 
     def _first(self, waiting: Sequence[Batch], size: int, now_s: float, patience_s: float) -> Batch | None:
@@ -85,4 +91,5 @@ class Gatherer:
 
 
 def _shape(batch: Batch) -> tuple[str, int, int]:
-    return batch.request.model, batch.request.height, batch.request.width
+    request = batch.request
+    return request.model, request.height, request.width

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, Started, make_profile
@@ -166,6 +167,10 @@ def due_s(batch: Batch, costs: ShapeCosts) -> float:
     A member that is done before the others is so in time if the steps behind its last one, which take a known
     time at least, end no more than that behind its own deadline.
     """
+    if batch.size == 1:
+        (member,) = batch.members
+        encode_s = costs.encode_s if member.next_kind is SegmentKind.ENCODE else 0.0
+        return member.request.deadline_s - costs.decode_s - encode_s - _MARGIN_S
     last = batch.remaining_steps
     around_s = batch.num_encodes * costs.encode_s + batch.size * costs.decode_s + _MARGIN_S
     ends_s = (m.request.deadline_s + (last - m.remaining_steps) * costs.fastest.step_s for m in batch.members)

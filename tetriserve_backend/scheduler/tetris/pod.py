@@ -12,6 +12,10 @@ from tetriserve_backend.scheduler.tetris.seats import Seating, groups_of
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 
+_CROWD, _LARGE_CROWD = 32, 48
+"""With more requests than this, only one plan is made at a time, or one without batches: a decision must not take
+longer than a millisecond."""
+
 
 class Pod:
     """Plans its requests anew at every call; a call is due whenever one of its segments ends or a request arrives.
@@ -64,8 +68,16 @@ class Pod:
         return seating.plan(anybody_waits=anybody_waits, not_after_s=held_until_s)
 
     def _plan_in_batches(self, alone: Situation) -> Situation:
-        """Plan, with batches if these save as many requests for fewer GPU-seconds, or more; what was planned."""
-        planner = self._planner
+        """Plan, with batches if these save as many requests for fewer GPU-seconds, or more; what was planned.
+
+        In a crowd there is no time for several plans: batches are planned unless they would wait for somebody, and
+        none in a large one.
+        """
+        planner, count = self._planner, len(alone.batches)
+        if count > _CROWD:
+            planned = alone if count > _LARGE_CROWD else self._gatherer.gather(alone, may_wait=False)
+            planner.plan(planned)
+            return planned
         planner.plan(alone)
         gathered = self._gatherer.gather(alone, may_wait=all(planner.saved))
         if gathered is alone:
