@@ -28,11 +28,16 @@ def test_a_table_that_promises_too_much_is_told_of_and_corrected(
     path = tmp_path / "stale.latency.json"
     path.write_text(json.dumps(table), encoding="utf-8")
     running = own_server("--set", f"latency_table={path}", "--policy", "fixed-sp1")
-    for seed in range(10):
+    # A table is reviewed once a second at most, and ten requests may take less.
+    give_up_s = time.monotonic() + 20.0
+    seed, drift, corrected = 0, {}, False
+    while seed < 10 or not (corrected or time.monotonic() > give_up_s):
         answer = generate(running.http_url, {"prompt": "drift", "num_inference_steps": 6, "seed": seed})
         assert answer.status == 200, answer.error
-    drift = status(running)["drift"]
-    assert isinstance(drift, dict)
+        seed += 1
+        drift = status(running)["drift"]
+        assert isinstance(drift, dict)
+        corrected = bool(drift["corrected"])
     (shape,) = (shape for shape in drift["shapes"] if shape["stage"] == "denoise")
     assert shape["ratio"] > 1.5 and shape["factor"] > 1.5 and drift["corrected"] == [shape["model"]]
     assert re.search(r"a step of 128x128 on 1 rank takes \d+\.\d\d times what the latency table says", running.log)
