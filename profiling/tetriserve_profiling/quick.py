@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_profiling.bench import ProfiledExecutor
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.profiler import Profiler
 from tetriserve_profiling.record import Record
@@ -16,6 +17,7 @@ _REPEATS, _BUDGET_S = 8, 0.7
 async def measure_table(
     executor: ProfiledExecutor,
     resolutions: Sequence[tuple[int, int]],
+    conditions: Conditions,
     on_progress: Callable[[str], None] | None = None,
     repeats: int = _REPEATS,
 ) -> LatencyTable:
@@ -24,6 +26,7 @@ async def measure_table(
     Args:
         executor: started, and idle until this returns.
         resolutions: (height, width) in pixels.
+        conditions: those under which the executor runs.
         on_progress: told of each thing measured, in words.
         repeats: samples of each entry; slow ones get fewer, but at least three.
 
@@ -34,7 +37,7 @@ async def measure_table(
     settings = ProfileSettings(resolutions=tuple(resolutions), repeats=repeats, warmup=2, rounds=1, budget_s=_BUDGET_S)
     work = list_work(settings, modes_of(executor))
     record = Record()
-    identity = identity_of(executor, {})
+    identity = identity_of(executor, conditions.to_dict())
     tell = on_progress or (lambda _: None)
     profiler = Profiler(executor, settings, record, lambda progress: tell(progress.in_words()))
     try:

@@ -16,10 +16,12 @@ from tetriserve_backend.cli.options import parse_numbers, parse_resolutions, rea
 from tetriserve_backend.cli.profile_progress import ProfileProgress
 from tetriserve_backend.cli.table.show import make_console, print_table
 from tetriserve_backend.domain import ConfigurationError, SegmentKind, TetriserveError
+from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable, Work
 from tetriserve_backend.latency_table.document import parse_document
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.partial_file import PartialFile
 from tetriserve_profiling.profiler import Profiler, Progress
@@ -120,8 +122,9 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
 
 async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) -> LatencyTable:
     settings = _profile_settings(job, executor.device)
-    identity = identity_of(executor, _what_times_depend_on(job.server, settings))
-    target = job.out or find_model_repository() / _TABLES / table_name(identity)
+    conditions = Conditions.of(job.server.model, job.server.executor, executor.device, executor.dtype)
+    identity = identity_of(executor, _what_times_depend_on(job.server.model, conditions, settings))
+    target = job.out or find_model_repository() / _TABLES / table_name(identity, conditions)
     partial = PartialFile(target, identity)
     if not job.resume:
         partial.remove()
@@ -149,13 +152,9 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
     return table
 
 
-def table_name(identity: Identity) -> str:
-    """The file of a table in the model repository: one for each model, machine, dtype, and way to run the kernels."""
-    parts = [Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype]
-    if (backend := identity.settings["attention_backend"]) != "auto":
-        parts.append(backend)
-    if identity.settings["compile"]:
-        parts.append("compiled")
+def table_name(identity: Identity, conditions: Conditions) -> str:
+    """The file of a table in the model repository: one for each model, machine, dtype, and way to compute."""
+    parts = [Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype, *conditions.words]
     return "-".join(_UNSAFE.sub("_", part).strip("_") for part in parts) + ".latency.json"
 
 
@@ -173,10 +172,10 @@ def _profile_settings(job: _Job, device: str) -> ProfileSettings:
         raise ConfigurationError("; ".join(item["msg"] for item in error.errors(include_url=False))) from error
 
 
-def _what_times_depend_on(server: ServerSettings, settings: ProfileSettings) -> dict[str, Any]:
+def _what_times_depend_on(model: ModelSettings, conditions: Conditions, settings: ProfileSettings) -> dict[str, Any]:
     return {
-        **server.model.model_dump(mode="json", exclude=_NOT_ABOUT_TIME),
-        "threads_per_rank": server.executor.threads_per_rank,
+        **model.model_dump(mode="json", exclude=_NOT_ABOUT_TIME),
+        **conditions.to_dict(),
         "profile": settings.model_dump(mode="json"),
     }
 

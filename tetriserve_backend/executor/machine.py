@@ -61,6 +61,15 @@ def decide_dtype(settings: ModelSettings, device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
+def decide_attention_backend(name: str, device: str, dtype: str) -> str:
+    """The attention backend that `name` means on `device` (`cpu` or `cuda`) for a dtype by torch's name, in lower case.
+
+    `auto` means that xfuser chooses, where it can: what it takes on CUDA needs a half-precision dtype.
+    """
+    is_open = name.lower() == "auto" and not (device == "cuda" and dtype in ("bfloat16", "float16"))
+    return "sdpa" if is_open else name.lower()
+
+
 def _count_gpus() -> int:
     import torch  # noqa: PLC0415  (takes seconds, and often is not needed)
 

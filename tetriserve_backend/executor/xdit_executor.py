@@ -49,7 +49,8 @@ class LoadedModel:
 class XditExecutor:
     """Implements `engine.executor_port.Executor` on real ranks, which hold no model until they are told to.
 
-    Attributes (known after `start`):
+    Attributes (but for the first known after `start`):
+        settings: as given.
         device: `cpu` or `cuda`; `device_names` are the product's names by rank, `device_name` is one of them.
         world_size, software: as a latency table tells them.
 
@@ -59,7 +60,7 @@ class XditExecutor:
     """
 
     def __init__(self, executor: ExecutorSettings, device: str = "auto") -> None:
-        self._settings = executor
+        self.settings = executor
         self.world_size = executor.world_size or 0
         self.device = device
         self.device_name = ""
@@ -89,10 +90,10 @@ class XditExecutor:
             return
         self._started = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait_for(self._start(self._started), self._settings.start_timeout_s)
+            await asyncio.wait_for(self._start(self._started), self.settings.start_timeout_s)
         except (TimeoutError, asyncio.TimeoutError) as error:
             await self.shutdown()
-            raise ServerError(f"the ranks did not start within {self._settings.start_timeout_s:g} s") from error
+            raise ServerError(f"the ranks did not start within {self.settings.start_timeout_s:g} s") from error
         except BaseException:
             await self.shutdown()
             raise
@@ -120,7 +121,7 @@ class XditExecutor:
         """
         started_s = time.monotonic()
         try:
-            facts = await self._shelf.load(spec, range(self.world_size), self._settings.start_timeout_s)
+            facts = await self._shelf.load(spec, range(self.world_size), self.settings.start_timeout_s)
         finally:
             self._load_times_s[spec.name] = time.monotonic() - started_s
             self._tell_pool()
@@ -129,7 +130,7 @@ class XditExecutor:
     async def unload_model(self, name: str) -> None:
         """Have no rank hold a model any more, after all of its segments that were sent; frees its memory."""
         try:
-            await self._shelf.unload(name, range(self.world_size), self._settings.start_timeout_s)
+            await self._shelf.unload(name, range(self.world_size), self.settings.start_timeout_s)
         finally:
             self._tell_pool()
 
@@ -225,7 +226,7 @@ class XditExecutor:
 
     async def _start(self, started: "asyncio.Future[None]") -> None:
         started.add_done_callback(_look_at_result)
-        settings = self._settings
+        settings = self.settings
         # What the ranks import takes seconds, and so does torch here: at once, where the device is plain.
         early = surely_without_gpu(self.device)
         endpoint = await self._pool.open("cpu", settings.threads_per_rank) if early else None
@@ -335,7 +336,7 @@ class XditExecutor:
             await asyncio.sleep(_WATCH_PERIOD_S)
             self._perform(self._running_dispatcher().overdue(time.monotonic()))
             if late := self._forming.overdue():
-                limit_s = self._settings.form_timeout_s
+                limit_s = self.settings.form_timeout_s
                 self._kill(sorted(late), f"their groups were not formed within {limit_s:g} s")
 
 

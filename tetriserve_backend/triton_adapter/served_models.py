@@ -18,6 +18,7 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.serving import ServedModel
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, parse_resolution
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.quick import measure_table
 from tetriserve_profiling.settings import default_resolutions
 from tetriserve_profiling.warm_up import warm_up
@@ -134,6 +135,7 @@ class ServedModels(Mapping[str, ServedModel]):
     async def _table(self, settings: ServedModelSettings, model: ModelExecutor) -> LatencyTable:
         asked = tuple(parse_resolution(text) for text in settings.quick_resolutions or ())
         resolutions = asked or default_resolutions(model.device)
+        conditions = Conditions.of(settings.model, self._executor.settings, model.device, model.dtype)
         identity = TableIdentity(
             model=model.model_name,
             directory=model.model_directory.name,
@@ -143,14 +145,14 @@ class ServedModels(Mapping[str, ServedModel]):
             text_tokens=model.facts.text_tokens,
             asked=asked,
             measured=resolutions,
-            compiled=settings.model.compile,
+            conditions=conditions,
         )
         table = await resolve_table(
             identity,
             Path(settings.latency_table) if settings.latency_table else None,
             self._assets,
             tetriserve_home() / "latency_tables",
-            lambda: measure_table(model, resolutions, _log.info),
+            lambda: measure_table(model, resolutions, conditions, _log.info),
         )
         # Whatever the table was measured on: a degree that this model cannot run at must not be offered.
         return table.restricted_to(usable_degrees(model.world_size, *model.facts.shared_counts.values()))

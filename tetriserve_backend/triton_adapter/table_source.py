@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_profiling.conditions import Conditions
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".latency.json"
@@ -25,7 +26,7 @@ class TableIdentity:
         text_tokens: length of the text stream: it is part of every step, and decides which degrees there are.
         asked: (height, width) that the settings ask for; must be among the profiled ones of any table.
         measured: (height, width) that a table measured at start profiles.
-        compiled: whether the transformer is; tables that do not tell, as those measured at start, tell by their name.
+        conditions: how the model computes; a table that does not tell is taken to agree.
     """
 
     model: str
@@ -36,27 +37,26 @@ class TableIdentity:
     text_tokens: int
     asked: tuple[tuple[int, int], ...]
     measured: tuple[tuple[int, int], ...]
-    compiled: bool = False
+    conditions: Conditions
 
     @property
     def file_name(self) -> str:
         """The file of the table that is measured for this identity: another identity has another file."""
         shapes = sha256(repr(self.measured).encode()).hexdigest()[:8]
         parts = [self.directory, self.device, f"w{self.world_size}", self.dtype, f"t{self.text_tokens}", shapes]
-        parts += ["compiled"] if self.compiled else []
+        parts += self.conditions.words
         return "-".join(_UNSAFE.sub("_", part) for part in parts) + _SUFFIX
 
     def matches(self, table: LatencyTable) -> bool:
-        """Whether `table` tells the times of this model on these ranks, at all shapes asked for."""
+        """Whether `table` is of this model on these ranks, under whatever conditions, at all shapes asked for."""
         same = (table.model, table.device, table.world_size, table.dtype) == (
             self.model,
             self.device,
             self.world_size,
             self.dtype,
         )
-        # A table made by hand need not tell its text length, nor how the model was loaded.
+        # A table made by hand need not tell its text length.
         same = same and table.text_tokens in (None, self.text_tokens)
-        same = same and table.settings.get("compile", self.compiled) == self.compiled
         return same and set(self.asked) <= set(table.resolutions)
 
 
@@ -69,16 +69,22 @@ async def resolve_table(
 ) -> LatencyTable:
     """The table to serve with.
 
-    A given one is taken as it is. Else one that matches, among the assets of the model and then in the cache: a
-    measured one rather than a published one, and never an analytic one, because what can be measured here need not
-    be computed. Else `measure` makes one, which is written to both. (Under `tetriserve serve` the assets are those
-    of the server's working copy of the model repository, which goes when the server stops; the cache stays.)
+    A given one is taken as it is, with a warning where it was measured under other conditions. Else one that
+    matches, among the assets of the model and then in the cache: a measured one rather than a published one, and
+    never an analytic one, because what can be measured here need not be computed. Else `measure` makes one, which is
+    written to both. (Under `tetriserve serve` the assets are those of the server's working copy of the model
+    repository, which goes when the server stops; the cache stays.)
 
     Raises:
         LatencyTableError: the given table cannot be read.
     """
     if given is not None:
-        return LatencyTable.load(given)
+        named = LatencyTable.load(given)
+        if differences := identity.conditions.differences(named.settings):
+            _log.warning(
+                "latency table %s: measured with other %s; it is used all the same", given, ", ".join(differences)
+            )
+        return named
     paths = (*sorted(assets.glob(f"*{_SUFFIX}")), cache / identity.file_name)
     matching = [(path, table) for path in paths if (table := _load_matching(path, identity)) is not None]
     for source in _SOURCES_BY_TRUST:
@@ -102,7 +108,12 @@ def _load_matching(path: Path, identity: TableIdentity) -> LatencyTable | None:
     except LatencyTableError as error:
         _log.warning("%s; it is left aside", error)
         return None
-    return table if identity.matches(table) else None
+    if not identity.matches(table):
+        return None
+    if differences := identity.conditions.differences(table.settings):
+        _log.info("latency table %s: measured with other %s; it is left aside", path, ", ".join(differences))
+        return None
+    return table
 
 
 def _save(table: LatencyTable, paths: Iterable[Path]) -> None:

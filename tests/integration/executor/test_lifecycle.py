@@ -20,6 +20,7 @@ from tetriserve_backend.executor import rank_pool
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_models import demo_directory, ensure_demo
 from tetriserve_backend.executor.model_executor import ModelExecutor
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.quick import measure_table
 
 TWO_RANKS = ExecutorSettings(world_size=2)
@@ -191,7 +192,9 @@ def test_quick_table_covers_every_valid_degree_of_each_resolution(tiny_model: Pa
     driver = Driver(ModelSettings(path=str(tiny_model)), TWO_RANKS).start()
     try:
         told: list[str] = []
-        table = driver.do(measure_table(driver.executor, [(128, 128), (144, 144)], told.append, repeats=3))
+        table = driver.do(
+            measure_table(driver.executor, [(128, 128), (144, 144)], Conditions(), told.append, repeats=3)
+        )
     finally:
         driver.stop()
     assert table.degrees(128, 128) == (1, 2)

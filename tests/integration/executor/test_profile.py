@@ -108,3 +108,4 @@ def test_an_interrupted_profile_is_taken_up_by_the_same_command(tiny_model: Path
     assert document.source == "measured" and document.text_tokens == 64
     assert len(document.hand_over) == 3
     assert document.settings["profile"]["repeats"] == 6
+    assert (document.settings["threads_per_rank"], document.settings["pin_ranks"]) == (1, False)

@@ -5,19 +5,21 @@ from typer.testing import CliRunner
 
 from tetriserve_backend.cli.app import app
 from tetriserve_backend.cli.profile_command import table_name
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.record import Identity
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    ("conditions", "name"),
     [
-        ({"attention_backend": "auto", "compile": False}, "FLUX.1_dev-8xNVIDIA_H100-bfloat16"),
-        ({"attention_backend": "flash_3", "compile": True}, "FLUX.1_dev-8xNVIDIA_H100-bfloat16-flash_3-compiled"),
+        (Conditions(), "FLUX.1_dev-8xNVIDIA_H100-bfloat16"),
+        (Conditions("flash_3", compile=True), "FLUX.1_dev-8xNVIDIA_H100-bfloat16-flash_3-compiled"),
+        (Conditions(threads_per_rank=4, pin_ranks=True), "FLUX.1_dev-8xNVIDIA_H100-bfloat16-4threads-pinned"),
     ],
 )
-def test_tables_of_different_kernels_have_different_names(settings: dict[str, object], name: str) -> None:
-    identity = Identity("org/FLUX.1-dev", "b", "NVIDIA H100", 8, "bfloat16", 512, {}, settings)
-    assert table_name(identity) == f"{name}.latency.json"
+def test_tables_of_different_conditions_have_different_names(conditions: Conditions, name: str) -> None:
+    identity = Identity("org/FLUX.1-dev", "b", "NVIDIA H100", 8, "bfloat16", 512, {}, {})
+    assert table_name(identity, conditions) == f"{name}.latency.json"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from tests.unit.profiling.fake_executor import DISPATCH_S, PEAK_BYTES_PER_TOKEN,
 from tetriserve_backend.domain import LatencyTableError, SegmentKind
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.profiler import Profiler
 from tetriserve_profiling.quick import measure_table
@@ -148,8 +149,9 @@ def test_progress_counts_to_the_end_and_tells_the_time_left():
 
 def test_a_budget_ends_an_entry_early_but_not_below_the_least_number_of_samples():
     executor = FakeExecutor()
-    table = asyncio.run(measure_table(executor, [(256, 256), (2048, 2048)], repeats=50))
+    table = asyncio.run(measure_table(executor, [(256, 256), (2048, 2048)], Conditions(threads_per_rank=2), repeats=50))
     samples = {(e["height"], e["sp"]): e["samples"] for e in table.to_dict()["step"]}
+    assert table.settings["threads_per_rank"] == 2
     # 29 ms for eight steps, and 165 ms for one, within 0.7 s.
     assert 20 <= samples[256, 1] <= 24
     assert samples[2048, 1] in (3, 4)
@@ -160,7 +162,7 @@ def test_ranks_on_different_devices_are_refused():
     executor = FakeExecutor()
     executor.device_names[1] = "Another GPU"
     with pytest.raises(LatencyTableError, match=r"rank 0: Some GPU 80GB, rank 1: Another GPU.*; fix: "):
-        asyncio.run(measure_table(executor, [(256, 256)]))
+        asyncio.run(measure_table(executor, [(256, 256)], Conditions()))
 
 
 def test_an_entry_that_stops_fitting_loses_its_samples():

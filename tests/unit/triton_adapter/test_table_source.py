@@ -10,9 +10,10 @@ import pytest
 from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
+from tetriserve_profiling.conditions import Conditions
 
 IDENTITY = TableIdentity(
-    "org/model", "model-1a2b", "Some GPU 80GB", 2, "float32", 64, asked=((64, 64),), measured=((64, 64),)
+    "org/model", "model-1a2b", "Some GPU 80GB", 2, "float32", 64, ((64, 64),), ((64, 64),), Conditions()
 )
 
 
@@ -68,11 +69,42 @@ def test_missing_table_is_measured_once_and_kept_as_asset_and_in_the_cache(place
     assert places.measured == 1
 
 
-def test_table_of_a_compiled_model_is_for_compiled_models(places: Places) -> None:
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        Conditions(compile=True),
+        Conditions(attention_backend="flash"),
+        Conditions(threads_per_rank=2),
+        Conditions(pin_ranks=True),
+    ],
+)
+def test_table_is_for_servers_that_compute_as_it_was_measured(
+    places: Places, conditions: Conditions, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     raw = make_table(seconds=0.2).to_dict()
-    LatencyTable.from_dict({**raw, "settings": {"compile": True}}, "t").save(places.assets / "a.latency.json")
-    assert step_s(places.resolve(replace(IDENTITY, compiled=True))) == 0.2
+    LatencyTable.from_dict({**raw, "settings": conditions.to_dict()}, "t").save(places.assets / "a.latency.json")
+    assert step_s(places.resolve(replace(IDENTITY, conditions=conditions))) == 0.2
+    assert "left aside" not in caplog.text
     assert step_s(places.resolve()) == 0.5
+    assert "a.latency.json: measured with other" in caplog.text and "left aside" in caplog.text
+    # Named by the settings it is used, and the difference told.
+    assert step_s(places.resolve(given=places.assets / "a.latency.json")) == 0.2
+    assert "it is used all the same" in caplog.text
+
+
+def test_tables_of_different_conditions_have_files_of_their_own_in_the_cache(places: Places) -> None:
+    for number, conditions in enumerate((Conditions(), Conditions(threads_per_rank=2), Conditions(pin_ranks=True)), 1):
+        identity = replace(IDENTITY, conditions=conditions)
+        for _ in range(2):
+            shutil.rmtree(places.assets, ignore_errors=True)
+            places.resolve(identity)
+        assert places.measured == number
+
+
+def test_table_that_does_not_tell_how_the_model_computed_is_taken(places: Places) -> None:
+    make_table(seconds=0.2).save(places.assets / "old.latency.json")
+    assert step_s(places.resolve(replace(IDENTITY, conditions=Conditions(threads_per_rank=2)))) == 0.2
 
 
 def test_asset_wins_over_the_cache(places: Places) -> None:

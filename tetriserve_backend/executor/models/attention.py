@@ -4,6 +4,7 @@ import torch
 from xfuser.envs import PACKAGES_CHECKER
 
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.executor.machine import decide_attention_backend
 
 AUTO = "auto"
 _HALF = (torch.bfloat16, torch.float16)
@@ -26,12 +27,12 @@ def choose_attention_backend(name: str, device: torch.device, dtype: torch.dtype
     Raises:
         ConfigurationError: there is no such backend, or it cannot work on this device with this dtype.
     """
-    if name.lower() == AUTO:
-        # The choice that xfuser makes on CUDA needs a half-precision dtype.
-        return None if device.type == "cuda" and dtype in _HALF else "SDPA"
-    problem = _problem(name.upper(), device, dtype)
+    decided = decide_attention_backend(name, device.type, _name_of(dtype))
+    if decided == AUTO:
+        return None
+    problem = _problem(decided.upper(), device, dtype)
     if problem is None:
-        return name.upper()
+        return decided.upper()
     allowed = [AUTO, *(backend.lower() for backend in _BACKENDS if _problem(backend, device, dtype) is None)]
     raise ConfigurationError(f"model.attention_backend: '{name}' {problem}; allowed here: {', '.join(allowed)}")
 
@@ -44,9 +45,13 @@ def _problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     if device.type == "cpu" and backend not in _ON_CPU:
         return "does not compute on the CPU"
     if dtype not in _HALF and backend not in _ANY_DTYPE:
-        return f"does not compute in {str(dtype).removeprefix('torch.')}"
+        return f"does not compute in {_name_of(dtype)}"
     if backend in _PACKAGE_OF and not packages[_PACKAGE_OF[backend]]:
         return "needs a package that is not installed"
     if backend == "CUDNN" and not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
         return "needs cuDNN, which is not there"
     return None
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
