@@ -12,13 +12,18 @@ import pytest
 
 from tests.integration.executor.conftest import Reference
 from tests.integration.executor.driver import CREATE, RESIDENT, Driver, broadcast, host, make_request
+from tests.integration.executor.served_by_engine import ServedByEngine
 from tests.integration.executor.test_parity import ALL, assert_same_image
-from tetriserve_backend.domain import Request
+from tetriserve_backend.domain import Request, RequestFailedError
+from tetriserve_backend.engine.async_engine import Answer
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, WorkerLost, WorkerReady
 from tetriserve_backend.engine.executor_port import StepProgress
 
 NEVER_FITS = 2**70
 """A seed that no generator takes: the work itself raises, on every rank of the segment."""
+
+OVERFLOWS = 1e39
+"""A guidance scale that no float32 holds: the forward pass itself raises, whoever shares it."""
 
 
 def wait_for_step(world: Driver, step_index: int) -> None:
@@ -83,6 +88,27 @@ def test_work_that_raises_fails_only_its_own_segment(world: Driver, reference: R
     assert all(isinstance(outcome, SegmentFinished) for outcome in world.outcomes(beside))
     assert_same_image(world.image(spared), reference(tiny_model, spared, 64))
     world.executor.release(broken.request_id)
+
+
+@pytest.mark.parametrize("ranks", [(0,), (2, 3)])
+def test_forward_pass_that_raises_costs_only_the_guilty_member_of_its_batch(
+    world: Driver, reference: Reference, tiny_model: Path, ranks: tuple[int, ...]
+) -> None:
+    guilty = make_request(seed=9, guidance_scale=OVERFLOWS)
+    neighbours = [make_request(seed=seed, num_steps=6) for seed in (10, 11)]
+    engine = ServedByEngine(world, ranks)
+    ends = engine.serve(neighbours, later=[guilty])
+    error = ends.pop(guilty.request_id)
+    assert isinstance(error, RequestFailedError), error
+    assert "overflow" in str(error)
+    # It joins a batch on its way, and is found out alone.
+    one, other = (request.request_id for request in neighbours)
+    assert engine.denoised[:2] == [(one, other), (one, other, guilty.request_id)]
+    assert sorted(engine.denoised[2:]) == sorted([(one,), (other,)] * 2 + [(guilty.request_id,)])
+    for request in neighbours:
+        answer = ends.pop(request.request_id)
+        assert isinstance(answer, Answer), answer
+        assert_same_image(answer.pixels, reference(tiny_model, request, 64))
 
 
 def test_rank_that_runs_out_of_memory_frees_the_ones_that_wait_for_it(
