@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.domain import ConfigurationError
 from tetriserve_profiling.record import Identity, Record
 
 _SCHEMA = "tetriserve.latency_profile/1"
@@ -33,7 +33,7 @@ class PartialFile:
         """The record in the file; an empty one if there is no file.
 
         Raises:
-            LatencyTableError: the file is broken, or belongs to another profile; says what differs and what to do.
+            ConfigurationError: the file is broken, or belongs to another profile; says what differs and what to do.
         """
         try:
             raw = json.loads(self.path.read_text(encoding="utf-8"))
@@ -44,13 +44,13 @@ class PartialFile:
         except FileNotFoundError:
             return Record()
         except OSError as error:
-            raise LatencyTableError(f"profile {self.path}: cannot be read: {error.strerror}") from error
+            raise ConfigurationError(f"profile {self.path}: cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LatencyTableError(
+            raise ConfigurationError(
                 f"profile {self.path}: cannot be taken up: {error!r}; fix: start anew with --fresh"
             ) from error
         if differences:
-            raise LatencyTableError(
+            raise ConfigurationError(
                 f"profile {self.path}: measured with other {'; '.join(differences)}; samples of both do not belong "
                 "into one table; fix: measure as before, start anew with --fresh, or write elsewhere with --out"
             )

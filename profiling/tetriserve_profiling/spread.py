@@ -8,6 +8,8 @@ from dataclasses import dataclass
 _SIGMAS = 4.0
 # What a machine changes by from one minute to the next, which the samples of one minute cannot show.
 NOISE_FLOOR = 0.05
+# Samples that lie so far apart that four of their CVs allow anything must not make anything agree.
+NOISE_CEILING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +28,8 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def tolerance(cv: float | None, other_cv: float | None, floor: float = NOISE_FLOOR) -> float:
-    """By which share two medians of the same thing may differ: four times the larger CV, but at least `floor`."""
-    return max(_SIGMAS * max(cv or 0.0, other_cv or 0.0), floor)
+    """By which share two medians of the same thing may differ: four times the larger CV, at most `NOISE_CEILING`.
+
+    A larger `floor` counts all the same: it is what somebody allowed whatever the samples say.
+    """
+    return max(min(_SIGMAS * max(cv or 0.0, other_cv or 0.0), NOISE_CEILING), floor)

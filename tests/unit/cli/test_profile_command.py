@@ -1,11 +1,18 @@
-"""What `tetriserve profile` makes of its options, before it starts any rank."""
+"""What `tetriserve profile` makes of its options, and by which exit status it tells."""
+
+import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.unit.profiling.fake_executor import FakeExecutor
 from tetriserve_backend.cli.app import app
 from tetriserve_backend.cli.profile_command import table_name
+from tetriserve_backend.executor.model_executor import ModelExecutor
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_profiling.conditions import Conditions
+from tetriserve_profiling.partial_file import partial_path
 from tetriserve_profiling.record import Identity
 
 
@@ -37,3 +44,46 @@ def test_wrong_options_are_named_and_start_nothing(options: list[str], told: str
     result = CliRunner().invoke(app, ["profile", *options])
     assert result.exit_code == 2
     assert told in result.output
+
+
+def profile(executor: FakeExecutor, table: Path) -> tuple[int, str]:
+    """Exit status and output of a profile of these ranks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelExecutor, "alone", lambda model, settings: executor)
+        options = ["--resolutions", "256x256,512x512", "--batches", "1", "--repeats", "2", "--out", str(table)]
+        result = CliRunner().invoke(app, ["profile", *options])
+    return result.exit_code, result.output
+
+
+def test_the_table_tells_under_which_conditions_it_was_measured(tmp_path: Path) -> None:
+    status, output = profile(FakeExecutor(), tmp_path / "a.latency.json")
+    assert status == 0, output
+    settings = LatencyTable.load(tmp_path / "a.latency.json").settings
+    assert Conditions().to_dict().items() <= settings.items()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "cannot be taken up"),
+        (
+            json.dumps({
+                "schema": "tetriserve.latency_profile/1", "identity": {}, "record": {"entries": [], "absent": []}
+            }),
+            "measured with other",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_kept_of_another_profile_is_a_wrong_file(tmp_path: Path, content: str, told: str) -> None:
+    table = tmp_path / "a.latency.json"
+    partial_path(table).write_text(content)
+    status, output = profile(FakeExecutor(), table)
+    assert status == 2 and told in output and "--fresh" in output
+    assert partial_path(table).read_text() == content
+
+
+def test_ranks_on_different_devices_are_no_wrong_file(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    executor.device_names[1] = "Another GPU"
+    status, output = profile(executor, tmp_path / "a.latency.json")
+    assert status == 1 and "different devices" in output

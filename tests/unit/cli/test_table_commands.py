@@ -204,6 +204,16 @@ def test_two_entries_may_differ_by_four_times_their_cv():
     assert comparison.disagreeing == 0
 
 
+def test_entries_of_wild_samples_do_not_agree_at_any_distance():
+    def of_cv(cv, seconds):
+        return parse_document(changed((512, 1, 2), seconds, cv=cv), "t")
+
+    apart = compare(of_cv(0.5, 0.2), of_cv(0.4, 0.32))
+    assert apart.pairs[0].allowed == 0.5 and apart.disagreeing == 1
+    assert compare(of_cv(0.5, 0.2), of_cv(0.4, 0.32), floor=0.7).disagreeing == 0
+    assert compare(of_cv(0.5, 0.2), of_cv(0.4, 0.29)).disagreeing == 0
+
+
 def test_what_only_one_table_has_is_named():
     fewer = copy.deepcopy(table())
     del fewer["step"][-1]

@@ -35,7 +35,7 @@ class FakeExecutor:
     def __init__(self, world_size: int = 2, fault: Fault = lambda command: None, guided: bool = False) -> None:
         self.model_name, self.model_directory, self.dtype = "org/model", Path("/models/model-1a2b"), "float32"
         self.software = {"torch": "2"}
-        self.world_size = world_size
+        self.device, self.world_size = "cpu", world_size
         self.device_names = dict.fromkeys(range(world_size), "Some GPU 80GB")
         self.facts = ModelFacts(64, 64, {"heads": 8, "text": 64}, guided, 3.5)
         self.commands: list[RunSegment] = []

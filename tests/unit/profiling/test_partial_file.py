@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.latency_table.work import step_work
 from tetriserve_profiling.partial_file import PartialFile, partial_path
 from tetriserve_profiling.record import Identity, Record
@@ -56,7 +56,7 @@ def test_what_was_saved_is_taken_up(table):
 )
 def test_samples_of_another_profile_are_refused(table, change, named):
     PartialFile(table, IDENTITY).save(some_record())
-    with pytest.raises(LatencyTableError) as error:
+    with pytest.raises(ConfigurationError) as error:
         PartialFile(table, replace(IDENTITY, **change)).load()
     assert named in str(error.value)
     assert "--fresh" in str(error.value) and str(partial_path(table)) in str(error.value)
@@ -66,7 +66,7 @@ def test_samples_of_another_profile_are_refused(table, change, named):
 def test_a_broken_file_is_refused(table, text):
     table.parent.mkdir()
     partial_path(table).write_text(text)
-    with pytest.raises(LatencyTableError, match=r"cannot be taken up.*--fresh"):
+    with pytest.raises(ConfigurationError, match=r"cannot be taken up.*--fresh"):
         PartialFile(table, IDENTITY).load()
 
 

@@ -26,6 +26,11 @@ def test_two_measurements_may_differ_by_four_cv_but_at_least_the_floor():
     assert tolerance(0.001, 0.002, floor=0.1) == 0.1
 
 
+def test_wild_samples_allow_half_and_no_more():
+    assert tolerance(0.3, 0.9) == 0.5
+    assert tolerance(0.9, 0.9, floor=0.7) == 0.7
+
+
 def test_remaining_time_is_unknown_before_anything_of_the_kind_was_measured():
     remaining = RemainingTime()
     assert remaining.estimate([encode_work(1)]) is None

@@ -25,7 +25,8 @@ def diff(
 ) -> None:
     """Print the entries of two tables with their ratios, those that differ the most first.
 
-    Two entries agree if they differ by no more than four times the larger CV of both, or than the tolerance.
+    Two entries agree if they differ by no more than four times the larger CV of both (at most 50 %), or than the
+    tolerance. Slower by half and faster by a third are the same difference.
 
     Exit status: 0 all common entries agree; 1 some do not, or none is common; 2 a file that the server would refuse.
     """

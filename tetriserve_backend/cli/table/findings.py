@@ -9,7 +9,7 @@ from typing import TypeAlias
 from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, StepEntry, TableDocument
 from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
-from tetriserve_profiling.spread import NOISE_FLOOR, tolerance
+from tetriserve_profiling.spread import tolerance
 
 MAX_HAND_OVER_SHARE = 0.005
 """Of a step: more than that for moving a latent is odd from 512×512 on."""
@@ -216,4 +216,4 @@ def _fall(large: StepEntry | DecodeEntry, small: StepEntry | DecodeEntry, what: 
 
 
 def _noise(entry: StepEntry | DecodeEntry, other: StepEntry | DecodeEntry) -> float:
-    return min(tolerance(entry.cv, other.cv, NOISE_FLOOR), 0.5)
+    return tolerance(entry.cv, other.cv)
