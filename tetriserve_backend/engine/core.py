@@ -283,19 +283,16 @@ class EngineCore:
     ) -> list[RequestState]:
         """End the request whose work failed; of a batch nobody knows whose it was. Returns those that go on.
 
-        The members of a batch go on alone, so that the guilty one fails next time and the others are served. A
-        request that is rolling back already failed because of what was sent before.
+        The members of a batch go on alone, so that the guilty one fails next time and the others are served.
         """
-        going_on = []
-        for state in states:
-            if segment.batch_size > 1:
-                state.runs_alone = True
-            elif not state.rolling_back:
-                error = RequestFailedError(f"{segment.kind.value} failed: {reason}")
+        if segment.batch_size == 1:
+            error = RequestFailedError(f"{segment.kind.value} failed: {reason}")
+            for state in states:
                 self._end(state.request.request_id, "fail", error, out)
-                continue
-            going_on.append(state)
-        return going_on
+            return []
+        for state in states:
+            state.runs_alone = True
+        return list(states)
 
     def _begin_roll_back(self, request_id: str, *, lost: bool = True) -> None:
         """Plan no more of a request until all that was sent of it is reported.

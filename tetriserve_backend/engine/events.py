@@ -38,8 +38,8 @@ class SegmentFinished:
 class SegmentFailed:
     """A segment will not finish.
 
-    `retryable` is true when the ranks are to blame (its requests go on from their last host copy),
-    false when the work itself raised (its request fails; those of a batch go on alone).
+    `retryable` is true when the ranks are to blame, or a segment that it was to follow (its requests go on from
+    their last host copy), false when the work itself raised (its request fails; those of a batch go on alone).
     """
 
     segment_id: int

@@ -234,7 +234,10 @@ class Dispatcher:
         return actions + self._pump()
 
     def _fail(self, flight: Flight, reason: str, retryable: bool) -> list[Action]:
-        """Give up a segment and what was to follow for its requests; a sent one stays until its ranks report."""
+        """Give up a segment and what was to follow for its requests; a sent one stays until its ranks report.
+
+        Those that follow are to be tried again in any case: nothing is wrong with them.
+        """
         if flight.told:
             # What was submitted since then starts afresh.
             return []
@@ -248,8 +251,11 @@ class Dispatcher:
             doomed |= other.request_ids
             if not other.told:
                 other.told = True
-                text = reason if other is flight else f"segment {flight.segment_id} before it failed: {reason}"
-                actions.append(SegmentFailed(other.segment_id, text, retryable))
+                failure = SegmentFailed(flight.segment_id, reason, retryable)
+                if other is not flight:
+                    text = f"segment {flight.segment_id} before it failed: {reason}"
+                    failure = SegmentFailed(other.segment_id, text, retryable=True)
+                actions.append(failure)
             if not other.sent:
                 del self._flights[other.segment_id]
         return actions

@@ -36,7 +36,7 @@ class FaultyWorld(VirtualWorld):
         return part.num_steps > 0 and part.first_step + part.num_steps > self._guilty.get(part.request_id, 1000)
 
     def _raise(self, event: ev.SegmentFinished) -> None:
-        """As the executor does: what was sent behind for the same requests fails as well, and as the segment does."""
+        """As the executor does: what was sent behind for the same requests fails too, and may be tried again."""
         broken: set[str] = set()
         for segment_id in sorted(self._running):
             requests = {part.request_id for part in self._running[segment_id][0].parts}
@@ -45,7 +45,7 @@ class FaultyWorld(VirtualWorld):
                 del self._running[segment_id]
                 if segment_id != event.segment_id:
                     self._failed_segments.add(segment_id)
-                self._push(event.end_s, ev.SegmentFailed(segment_id, "NaN", retryable=False))
+                self._push(event.end_s, ev.SegmentFailed(segment_id, "NaN", segment_id != event.segment_id))
         for request_id in broken:
             self._request_free_s[request_id] = event.end_s
 

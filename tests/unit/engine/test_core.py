@@ -188,6 +188,22 @@ def test_an_error_in_the_work_fails_the_request_at_once(core, policy):
     assert end.outcome == "fail" and "out of memory" in str(end.error) and release == ReleaseRequest("r0")
 
 
+def test_a_request_that_fails_does_not_take_those_along_that_share_later_steps_with_it(core, policy):
+    """r1 is to run behind r0 and beside it; nothing is known against r1."""
+    (first,) = run(core, policy, make_request("r1"), encode("r1", 1))
+    finish(core, first, 0.1)
+    (first,) = run(core, policy, make_request("r0"), encode("r0", 0))
+    together = Assignment(SegmentKind.DENOISE, ("r0", "r1"), Placement((0,)), 1)
+    policy.plans.append(Plan((denoise("r0", (0,), 1), together, denoise("r1", (1,), 2))))
+    guilty, shared, after = finish(core, first, 0.2)
+    end, _ = fail(core, guilty)
+    assert end.request.request_id == "r0" and end.outcome == "fail"
+    assert fail(core, shared, "before it", retryable=True) == [] == fail(core, after, "before it", retryable=True)
+    (view,) = policy.views[-1].requests
+    assert view.request.request_id == "r1" and view.remaining_steps == 5 and not view.runs_alone
+    assert core._requests["r1"].retries == 0
+
+
 def batch_of(core: EngineCore, policy: ScriptedPolicy, *behind: Assignment) -> list[RunSegment]:
     """r0 and r1, encoded, in a batch of two steps, with what is sent behind it."""
     for index, request_id in enumerate(("r0", "r1")):
@@ -225,13 +241,15 @@ def test_what_was_sent_behind_a_failed_batch_is_awaited_and_blames_nobody(core, 
     )
     sent = batch_of(core, policy, *behind)
     planned = len(policy.views)
-    assert [fail(core, command) for command in sent[:3]] == [[]] * 3
+    assert fail(core, sent[0]) == []
+    assert [fail(core, command, retryable=True) for command in sent[1:3]] == [[]] * 2
     shown = [[view.request.request_id for view in view.requests] for view in policy.views[planned:]]
     assert shown == [["r1"], ["r0", "r1"]], "who has nothing left in flight"
-    assert fail(core, sent[3]) == []
+    assert fail(core, sent[3], retryable=True) == []
     requests = policy.views[-1].requests
-    assert [view.request.request_id for view in requests] == ["r2", "r0", "r1"]
-    assert all(view.runs_alone and view.remaining_steps == 5 for view in requests)
+    assert {view.request.request_id: view.runs_alone for view in requests} == {"r2": False, "r0": True, "r1": True}
+    assert all(view.remaining_steps == 5 for view in requests)
+    assert [state.retries for state in core._requests.values()] == [0, 0, 0]
 
 
 def test_a_failed_batch_is_not_counted_as_the_loss_of_ranks(core, policy):

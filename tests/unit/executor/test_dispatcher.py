@@ -125,6 +125,16 @@ def test_verdict_on_work_that_raised_does_not_wait_for_the_others(dispatcher: Di
     assert failure == SegmentFailed(1, "boom", retryable=False)
 
 
+def test_what_follows_work_that_raised_may_be_tried_again(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(denoise(1, (0, 1)))
+    dispatcher.submit(denoise(2, (0, 1), first=5))
+    dispatcher.submit(denoise(3, (2,), first=10, latent=from_host(2)))
+    failures = dispatcher.part_failed(0, failed(1), 0.0)
+    verdicts = [(a.segment_id, a.retryable) for a in failures if isinstance(a, SegmentFailed)]
+    assert verdicts == [(1, False), (2, True), (3, True)]
+    assert all("segment 1 before it failed: boom" in a.reason for a in failures[1:] if isinstance(a, SegmentFailed))
+
+
 def test_broken_group_is_healed_before_anything_else_goes_to_it(dispatcher: Dispatcher) -> None:
     dispatcher.submit(denoise(1, (0, 1)))
     dispatcher.part_failed(0, failed(1), 0.0)
