@@ -49,6 +49,7 @@ def test_an_id_may_be_used_again_after_its_request_ended():
         (lambda e: e.pop(5), "finished without a decode"),
         (lambda e: e.pop(4), "finished after 3 steps"),
         (lambda e: e[4].update(ts=60), "overlap"),
+        (lambda e: e[1]["args"].update(model="sd3"), "of another model"),
         (lambda e: e.extend(work(9, [2], "encode", 0, 1)), "GPU 2 does not exist"),
         (lambda e: e.extend(work(9, [0], "encode", 200, 1, request="ghost")), "never arrived"),
     ],

@@ -73,13 +73,15 @@ def _draw_requests(axes: Axes, requests: Sequence[RequestSpan], colors: _Colors)
         axes.plot(request.deadline_s, row, marker="D", markersize=5, color="black")
         outcome = _UNFINISHED if request.end_s is None else _ON_TIME if request.on_time else _LATE
         axes.plot(end_s, row, marker="o", markersize=6, color=outcome, markeredgecolor="white")
-    axes.set_yticks(range(len(requests)), [_request_label(request) for request in requests], fontsize=8)
+    tells_model = len({request.model for request in requests}) > 1
+    axes.set_yticks(range(len(requests)), [_request_label(request, tells_model) for request in requests], fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
 
 
-def _request_label(request: RequestSpan) -> str:
-    return f"{request.request_id}  {request.width}×{request.height}, {request.num_steps} steps"
+def _request_label(request: RequestSpan, tells_model: bool) -> str:
+    name = f"{request.request_id}  {request.model}" if tells_model else request.request_id
+    return f"{name}  {request.width}×{request.height}, {request.num_steps} steps"
 
 
 def _draw_gpus(axes: Axes, view: TimelineView, colors: _Colors, window_s: tuple[float, float]) -> None:

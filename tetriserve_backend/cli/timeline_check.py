@@ -14,8 +14,8 @@ def find_problems(events: Iterable[dict[str, Any]], num_gpus: int) -> list[str]:
     """What is wrong with these trace events, in words; empty if nothing is.
 
     No GPU does two things at once; the events of a segment agree; a request runs one segment at a time, not
-    before it arrived, its steps once each and in order; each arrival ends exactly once, and a finished request
-    has all its steps and a decode behind it.
+    before it arrived, by the model that it asked for, its steps once each and in order; each arrival ends exactly
+    once, and a finished request has all its steps and a decode behind it.
     """
     events = list(events)
     work = [event for event in events if event.get("ph") == "X"]
@@ -100,6 +100,8 @@ def _life_problems(arrive: dict[str, Any], own: list[dict[str, Any]], ends: list
         yield f"{request_id}: starts before it arrives"
     next_step = 0
     for event in own:
+        if event["args"].get("model") != arrive["args"].get("model"):
+            yield f"{request_id}: asked for {arrive['args'].get('model')}, {event['name']} is of another model"
         if event["cat"] == "denoise":
             if event["part"]["first_step"] != next_step:
                 yield f"{request_id}: runs step {event['part']['first_step']}, expected {next_step}"

@@ -23,7 +23,10 @@ class WorkSpan:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpan:
-    """One request from its arrival to its end; `end_s` and `outcome` are None while it has none."""
+    """One request from its arrival to its end; `end_s` and `outcome` are None while it has none.
+
+    `model` is "" where the timeline names none.
+    """
 
     request_id: str
     height: int
@@ -33,6 +36,7 @@ class RequestSpan:
     deadline_s: float
     end_s: float | None
     outcome: str | None
+    model: str = ""
 
     @property
     def on_time(self) -> bool:
@@ -114,4 +118,5 @@ def _request_span(arrive: dict[str, Any], end: dict[str, Any] | None) -> Request
         deadline_s=args["deadline_us"] / 1e6,
         end_s=None if end is None else end["ts"] / 1e6,
         outcome=None if end is None else str(end["name"]),
+        model=str(args.get("model", "")),
     )

@@ -24,6 +24,7 @@ def segment_events(segment: Segment, start_s: float, end_s: float) -> list[Trace
         "requests": [_part_args(segment, index) for index in range(segment.batch_size)],
         "height": segment.height,
         "width": segment.width,
+        **_model_args(segment.model),
     }
     return [
         {
@@ -48,6 +49,7 @@ def arrive_event(request: Request, origin_s: float) -> TraceEvent:
         "height": request.height,
         "width": request.width,
         "num_inference_steps": request.num_steps,
+        **_model_args(request.model),
     }
     return _instant("arrive", request.arrival_s - origin_s, args)
 
@@ -67,6 +69,11 @@ def world_events(world_size: int) -> list[TraceEvent]:
 
 def _instant(name: str, at_s: float, args: dict[str, Any]) -> TraceEvent:
     return {"ph": "i", "s": "p", "pid": 1, "tid": 0, "name": name, "ts": round(at_s * 1e6), "args": args}
+
+
+def _model_args(model: str) -> dict[str, Any]:
+    """Nothing where there is but one model, without a name."""
+    return {"model": model} if model else {}
 
 
 def _part_args(segment: Segment, index: int) -> dict[str, Any]:

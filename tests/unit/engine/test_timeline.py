@@ -1,6 +1,7 @@
 """A timeline file is valid JSON at every moment."""
 
 import json
+from dataclasses import replace
 
 from tests.unit.engine.conftest import make_request
 from tetriserve_backend.domain import Placement, Segment, SegmentKind, SegmentPart
@@ -32,6 +33,15 @@ def test_a_segment_is_one_event_per_rank_with_shared_times():
         "height": 256,
         "width": 512,
     }
+
+
+def test_model_is_told_where_it_has_a_name():
+    segment = Segment(17, SegmentKind.DECODE, (SegmentPart("r0"),), Placement((0,)), 256, 512, model="sd3")
+    request = replace(make_request(), model="sd3")
+    for named in (*segment_events(segment, 1.0, 1.25), arrive_event(request, 0.0)):
+        assert named["args"]["model"] == "sd3"
+    for nameless in (*segment_events(replace(segment, model=""), 1.0, 1.25), arrive_event(make_request(), 0.0)):
+        assert "model" not in nameless["args"]
 
 
 def test_arrival_carries_the_deadline_relative_to_the_origin():
