@@ -32,10 +32,13 @@ def read_settings(config: Path | None, assignments: Sequence[str], options: Mapp
     layers += [parse_assignment(text) for text in assignments]
     layers += [nested(key, value) for key, value in options.items() if value is not None]
     settings = build_settings(merge(layers))
-    folder = Path(settings.model.path)
-    if not folder.is_dir():
-        return settings
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(folder.absolute())})})
+    path = absolute_folder(settings.model.path)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": path})})
+
+
+def absolute_folder(model: str) -> str:
+    """A model's folder by its absolute path; any other model as it is called."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:

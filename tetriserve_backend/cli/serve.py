@@ -14,7 +14,7 @@ from tetriserve_backend.cli.launcher.ports import claim_endpoints
 from tetriserve_backend.cli.launcher.preflight import check_before_start
 from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
-from tetriserve_backend.cli.options import read_settings
+from tetriserve_backend.cli.options import absolute_folder, read_settings
 from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
 
@@ -109,7 +109,7 @@ def _settings(config: Path | None, assignments: Sequence[str], options: dict[str
 
 
 def _absolute(served: ServedModelSettings) -> ServedModelSettings:
-    model = served.model.model_copy(update={"path": _absolute_folder(served.model.path)})
+    model = served.model.model_copy(update={"path": absolute_folder(served.model.path)})
     table = str(Path(served.latency_table).absolute()) if served.latency_table else None
     return served.model_copy(update={"model": model, "latency_table": table})
 
@@ -120,7 +120,3 @@ def _model_options(models: Sequence[str]) -> dict[str, object]:
         return {"model.path": models[0]}
     named = [text.partition("=") if "=" in text else ("", "=", text) for text in models]
     return {"models": [{"name": name, "model": {"path": path}} for name, _, path in named] or None}
-
-
-def _absolute_folder(model: str) -> str:
-    return str(Path(model).absolute()) if Path(model).is_dir() else model

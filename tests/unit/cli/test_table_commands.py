@@ -219,3 +219,78 @@ def test_what_only_one_table_has_is_named():
     del fewer["step"][-1]
     comparison = compare(parse_document(table(), "a"), parse_document(fewer, "b"))
     assert comparison.only_first == ("step 512x512 batch 2 sp 2",) and comparison.only_second == ()
+
+
+CONFIGURATION = """
+model: {path: m, dtype: float32, device: cpu}
+executor: {world_size: 2}
+request: {height: 256, width: 256}
+scheduler: {max_batch: 2}
+"""
+
+
+def check(tmp_path, raw, configuration, status, *options):
+    """Findings of a table for a configuration."""
+    file = write(tmp_path / "a.latency.json", raw)
+    config = tmp_path / "server.yaml"
+    config.write_text(configuration)
+    output = tetriserve("table", "check", file, "--config", config, *options, status=status).output
+    return output.splitlines()[:-1]
+
+
+def test_a_table_of_all_that_is_configured_is_sound(tmp_path):
+    assert check(tmp_path, table(), CONFIGURATION, 0) == []
+
+
+def test_each_shape_that_is_configured_and_absent_is_reported(tmp_path):
+    found = check(
+        tmp_path, table(), CONFIGURATION.replace("max_batch: 2", "max_batch: 4")
+        + "quick_resolutions: [256x256, 512x512, 384x384]\n", 1,
+    )  # fmt: skip
+    absent = "missing; fix: profile it, or leave it out of the configuration"
+    for ranks in (1, 2):
+        assert f"error: step 384x384 batch 1 on {ranks} rank(s): {absent}" in found
+        for batch in (2, 4):
+            assert (
+                f"warning: step 384x384 batch {batch} on {ranks} rank(s): missing: such a batch is never run" in found
+            )
+        assert f"warning: step 512x512 batch 4 on {ranks} rank(s): missing: such a batch is never run" in found
+    assert "warning: decode 384x384: missing: its time is interpolated or refused" in found
+    assert not any("256x256 batch 1" in line or "256x256 batch 2" in line for line in found)
+    # Options say otherwise.
+    wanted = ("--resolutions", "256x256", "--batches", "1,2")
+    assert check(tmp_path, table(), CONFIGURATION + "quick_resolutions: [384x384]\n", 0, *wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("path: m", "path: other", "warning: model: the table has m, the configuration other"),
+        ("dtype: float32", "dtype: bfloat16", "warning: dtype: the table has float32, the configuration bfloat16"),
+        ("world_size: 2", "world_size: 4", "warning: world_size: the table has 2, the configuration 4"),
+        ("world_size: 2", "threads_per_rank: 2", "warning: settings: measured with other threads_per_rank (1, here 2)"),
+        ("height: 256", "height: 1024", "error: request 1024x256: a request that names no size is refused; allowed: "),
+        ("max_batch: 2", "{max_batch: 2, policy: fixed-sp4}", "error: policy fixed-sp4: "),
+    ],
+)
+def test_what_does_not_go_with_the_configuration_is_told(tmp_path, old, new, finding):
+    configuration = CONFIGURATION.replace("{" + old + "}" if new.startswith("{") else old, new)
+    raw = table(settings={"threads_per_rank": 1})
+    if "height" in old:
+        raw["step"] = [entry for entry in raw["step"] if entry["height"] == 256]
+        raw["decode"] = raw["decode"][:1]
+    found = check(tmp_path, raw, configuration, int(finding.startswith("error")))
+    assert [line for line in found if line.startswith(finding)], found
+
+
+def test_of_several_models_the_one_counts_that_the_table_is_of(tmp_path):
+    models = "models: [{name: a, model: {path: m}}, {name: b, model: {path: n}, quick_resolutions: [1024x1024]}]\n"
+    assert check(tmp_path, table(), CONFIGURATION + models, 0) == []
+    assert any("step 1024x1024" in line for line in check(tmp_path, table(model="n"), CONFIGURATION + models, 1))
+    found = check(tmp_path, table(model="o"), CONFIGURATION + models, 0)
+    assert [line for line in found if line.startswith("warning: model: the table has o, the configuration m and n")]
+
+
+def test_a_wrong_configuration_is_no_finding(tmp_path):
+    sound = write(tmp_path / "a.latency.json", table())
+    tetriserve("table", "check", sound, "--config", tmp_path / "absent.yaml", status=2)
