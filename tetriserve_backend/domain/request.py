@@ -8,7 +8,8 @@ class Request:
     """One image asked for, immutable from arrival to answer.
 
     Times are seconds on the engine's monotonic clock. `height` and `width` are pixels. `model` names the served
-    model, "" where there is only one. `preview` asks for small images along with the progress.
+    model, "" where there is only one. `preview` asks for small images along with the progress. Requests of one
+    `prompt_group`, but for "", arrive together and differ in nothing but id and seed.
     """
 
     request_id: str
@@ -25,6 +26,7 @@ class Request:
     stream_progress: bool = False
     preview: bool = False
     model: str = ""
+    prompt_group: str = ""
 
     @property
     def asks_for_guidance(self) -> bool:

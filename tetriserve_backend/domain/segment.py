@@ -31,6 +31,7 @@ class Segment:
     """Work that its ranks do without asking anyone; the unit of scheduling, of the timeline and of loss.
 
     Attributes:
+        parts: one for each request; those of an encode share one prompt, which is encoded once.
         model: whose it is, as `Request.model`.
         cfg_degree: 2 where the ranks are split in two halves, one for each pass of classifier-free guidance.
     """

@@ -161,16 +161,23 @@ class AsyncEngine:
 
     # -- clients --------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, listener: RequestListener) -> None:
-        """Take a validated request; the answer goes to `listener`."""
+    def submit(self, request: Request, listener: RequestListener, *siblings: Request) -> None:
+        """Take a validated request, and the others of its `prompt_group` if it has one; answers go to `listener`.
+
+        Where the id of one is in use, only that one is answered, and none is taken.
+        """
+        requests = (request, *siblings)
         if self._failure is not None:
-            listener.on_error(request, UnavailableError(f"the engine failed: {self._failure}"))
-        elif request.request_id in self._listeners or self._core.knows(request.request_id):
-            listener.on_error(request, DuplicateRequestError(request.request_id))
-        else:
-            self._write([arrive_event(request, self._origin_s)])
-            self._listeners[request.request_id] = (request, listener)
-            self._handle(ev.RequestArrived(request))
+            for each in requests:
+                listener.on_error(each, UnavailableError(f"the engine failed: {self._failure}"))
+            return
+        for each in requests:
+            if each.request_id in self._listeners or self._core.knows(each.request_id):
+                listener.on_error(each, DuplicateRequestError(each.request_id))
+                return
+        self._write([arrive_event(each, self._origin_s) for each in requests])
+        self._listeners.update((each.request_id, (each, listener)) for each in requests)
+        self._handle(ev.RequestArrived(request, siblings))
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request at its next segment boundary; false if it is not (or no longer) being served."""

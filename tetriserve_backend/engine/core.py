@@ -34,6 +34,7 @@ from tetriserve_backend.engine.ledger import SegmentLedger
 from tetriserve_backend.engine.plan_check import states_of
 from tetriserve_backend.engine.prediction import Backlog, segment_seconds
 from tetriserve_backend.engine.roster import ModelRoster
+from tetriserve_backend.engine.siblings import encoded_once
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.engine.views import ViewKeeper
 from tetriserve_backend.engine.world import WorldState
@@ -132,8 +133,8 @@ class EngineCore:
         """
         out: list[Command] = []
         match event:
-            case ev.RequestArrived(request):
-                self._arrive(request, now_s, out)
+            case ev.RequestArrived(request, siblings):
+                self._arrive((request, *siblings), now_s, out)
             case ev.RequestCancelled(request_id):
                 if request_id in self._requests:
                     error = RequestCancelledError(f"request '{request_id}' was cancelled by its client")
@@ -185,7 +186,11 @@ class EngineCore:
 
     # -- requests -------------------------------------------------------------------------------------
 
-    def _arrive(self, request: Request, now_s: float, out: list[Command]) -> None:
+    def _arrive(self, requests: Iterable[Request], now_s: float, out: list[Command]) -> None:
+        for request in requests:
+            self._admit(request, now_s, out)
+
+    def _admit(self, request: Request, now_s: float, out: list[Command]) -> None:
         if self.knows(request.request_id):
             raise ValueError(f"request id {request.request_id!r} is in use")
         error = self._roster.refusal(request)
@@ -331,7 +336,7 @@ class EngineCore:
         if not view.requests:
             return
         plan = self._policy.plan(view, now_s)
-        out.extend(self._send(assignment, now_s) for assignment in plan.assignments)
+        out.extend(self._send(assignment, now_s) for assignment in encoded_once(plan.assignments, self._requests))
         if plan.wake_at_s is not None and plan.wake_at_s != self._timer_at_s:
             self._timer_at_s = plan.wake_at_s
             out.append(SetTimer(plan.wake_at_s))

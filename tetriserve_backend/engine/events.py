@@ -9,9 +9,10 @@ from tetriserve_backend.latency_table import LatencyTable
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A validated request wants an image."""
+    """A validated request wants an image; `siblings` are the others of its `prompt_group`."""
 
     request: Request
+    siblings: tuple[Request, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

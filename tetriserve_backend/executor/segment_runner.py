@@ -92,21 +92,31 @@ class SegmentRunner:
     def _work(self, command: RunSegment, model: DiffusionModel, split: HalvedGroup | None) -> Iterator[Product]:
         """Do it; what it made, for the host."""
         segment = command.segment
+        if segment.kind is SegmentKind.ENCODE:
+            yield from self._encode(command, model)
+            return
         if segment.kind is SegmentKind.DENOISE:
             self._denoise(command, model, split)
-        for part, request, _ in parts_of(command):
+        for part in segment.parts:
             held = self._tensors.of(part.request_id)
-            if segment.kind is SegmentKind.ENCODE:
-                held.conditioning = model.encode(request)
-                for spec in model.conditioning_specs(request):
-                    check_spec(held.conditioning[spec.name], spec)
-                    yield Product(part.request_id, spec.name, held.conditioning[spec.name])
-            elif held.latent is None:
+            if held.latent is None:
                 raise MisplacedTensorsError(f"rank {self._rank} lacks the latent of '{part.request_id}'")
             elif segment.kind is SegmentKind.DENOISE:
                 yield Product(part.request_id, LATENT, held.latent, held.step)
             else:
                 yield Product(part.request_id, PIXELS, model.decode(held.latent, segment.height, segment.width))
+
+    def _encode(self, command: RunSegment, model: DiffusionModel) -> Iterator[Product]:
+        """Run the text encoders once for all requests of the segment, which share a prompt."""
+        request = command.requests[0]
+        conditioning = model.encode(request)
+        specs = model.conditioning_specs(request)
+        for spec in specs:
+            check_spec(conditioning[spec.name], spec)
+        for part in command.segment.parts:
+            self._tensors.of(part.request_id).conditioning = conditioning
+            for spec in specs:
+                yield Product(part.request_id, spec.name, conditioning[spec.name])
 
     def _denoise(self, command: RunSegment, model: DiffusionModel, split: HalvedGroup | None) -> None:
         leads = self._rank == command.segment.placement.lead

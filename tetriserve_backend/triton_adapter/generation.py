@@ -39,11 +39,9 @@ class Generation:
         self._has_failed = False
 
     def begin(self) -> None:
-        """Hand the images to the engine, in order."""
-        for request in self._requests:
-            if self._has_failed:
-                return
-            self._engine.submit(request, self)
+        """Hand the images to the engine, all at once."""
+        first, *others = self._requests
+        self._engine.submit(first, self, *others)
 
     def cancel(self) -> bool:
         """Stop what is not done yet; false if everything is."""

@@ -82,6 +82,7 @@ class RequestSpec:
             stream_progress=self.stream_progress or self.preview,
             preview=self.preview,
             model=self.model,
+            prompt_group=self.request_id if self.num_images > 1 else "",
         )
 
 

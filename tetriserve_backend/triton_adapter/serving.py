@@ -14,8 +14,8 @@ from tetriserve_backend.engine.metrics import Metric
 class Engine(Protocol):
     """What this layer needs of `AsyncEngine`; called on the loop only."""
 
-    def submit(self, request: Request, listener: RequestListener) -> None:
-        """Take a validated request."""
+    def submit(self, request: Request, listener: RequestListener, *siblings: Request) -> None:
+        """Take a validated request, and the others of its `prompt_group`; none of them where an id is in use."""
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request; false if there is none of that id."""

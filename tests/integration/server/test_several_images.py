@@ -54,6 +54,9 @@ def test_stream_brings_each_image_with_its_index_and_seed(server: Server) -> Non
     assert {(image["type"], image["request_id"], image["num_images"]) for image in told} == {("image", "herd", COUNT)}
     assert all(image["seed"] == 40 + image["image_index"] for image in told)
     assert len({image["latency_threshold"] for image in told}) == 1
+    # They share a prompt, which is encoded once.
+    assert [image["segments"][0]["batch_size"] for image in told] == [COUNT] * COUNT
+    assert len({image["segments"][0]["start_s"] for image in told}) == 1
     # The last answer that carries an image is the one that Triton marks as final.
     assert results[-1].get_response().parameters["triton_final_response"].bool_param
 

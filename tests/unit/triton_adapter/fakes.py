@@ -69,11 +69,12 @@ class FakeEngine:
         self.waiting: dict[str, tuple[Request, RequestListener]] = {}
         self.drained_with: list[float] = []
 
-    def submit(self, request: Request, listener: RequestListener) -> None:
-        if request.request_id in self.waiting:
-            listener.on_error(request, DuplicateRequestError(request.request_id))
-        else:
-            self.waiting[request.request_id] = (request, listener)
+    def submit(self, request: Request, listener: RequestListener, *siblings: Request) -> None:
+        requests = (request, *siblings)
+        for taken in (each for each in requests if each.request_id in self.waiting):
+            listener.on_error(taken, DuplicateRequestError(taken.request_id))
+            return
+        self.waiting.update((each.request_id, (each, listener)) for each in requests)
 
     def finish(self, request_id: str) -> None:
         request, listener = self.waiting.pop(request_id)
