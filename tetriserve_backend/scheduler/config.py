@@ -27,11 +27,12 @@ class SchedulerSettings(BaseModel):
             rule of `rssp_min_efficiency`.
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
         segment_seconds: how long `tetris` lets a segment run before it plans anew, roughly: shorter reacts
-            sooner, longer costs fewer dispatches.
+            sooner, longer costs fewer dispatches. Halved until it is an eighth of the time that requests have from
+            arrival to deadline, as long as dispatches do not take too much of it (`tetris/segment_length.py`).
         plan_tries: packings that `tetris` tries per plan when not everybody can be saved; fewer in a crowd.
         plan_candidates: how many of the dearest requests `tetris` may widen or give up in turn to save others.
-        pod_size: ranks that `tetris` plans as one, a power of two: the widest group, and a node at most. Larger
-            worlds are pods side by side, so that a decision takes no longer in them.
+        pod_size: ranks that `tetris` plans as one, a power of two, at least the widest group. Larger worlds are pods
+            side by side, so that a decision takes no longer in them. Wider pods save more and take longer to plan.
         max_batch: most requests of one model and resolution that `tetris` and `tetriserve` let share a forward pass
             (selective continuous batching, §5); 1 switches it off. They join and leave between segments. Only sizes
             that the latency table has, only where a batch takes fewer GPU-seconds per image than an image alone
@@ -53,10 +54,10 @@ class SchedulerSettings(BaseModel):
     late_limit_s: float | None = Field(default=120.0, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
-    segment_seconds: float = Field(default=0.25, gt=0.0)
+    segment_seconds: float = Field(default=0.18, gt=0.0)
     plan_tries: int = Field(default=12, ge=1)
     plan_candidates: int = Field(default=4, ge=1)
-    pod_size: int = Field(default=8, ge=1)
+    pod_size: int = Field(default=32, ge=1)
     max_batch: int = Field(default=4, ge=1)
     batch_patience_s: float = Field(default=0.25, ge=0.0)
     max_segment_steps: int = Field(default=5, ge=1)

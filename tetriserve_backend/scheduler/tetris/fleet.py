@@ -13,7 +13,7 @@ from tetriserve_backend.scheduler.tetris.pod import Pod
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
 
-_NEW_PER_PLAN, _PODS_PER_PLAN = 512, 16
+_NEW_PER_PLAN, _RANKS_PER_PLAN = 512, 128
 """What one call deals with, so that no decision takes long; the rest has its turn in a call at once afterwards."""
 _TRIALS_PER_PLAN = 256
 """How often new requests are tried in a pod, all together; each in the least loaded pods."""
@@ -74,8 +74,9 @@ class Fleet:
         self._note_ranks(view)
         self._note_requests(view, now_s)
         due = [member for member in self._members if member.wake_at_s <= now_s]
-        plans = [self._plan(member, view, now_s) for member in due[:_PODS_PER_PLAN]]
-        if len(due) <= _PODS_PER_PLAN:
+        at_once = max(1, _RANKS_PER_PLAN // self._pod_size)
+        plans = [self._plan(member, view, now_s) for member in due[:at_once]]
+        if len(due) <= at_once:
             self._balance(now_s)
         assignments = tuple(assignment for plan in plans for assignment in plan.assignments)
         wake_at_s = min((member.wake_at_s for member in self._members), default=math.inf)

@@ -93,3 +93,17 @@ class Gatherer:
 def _shape(batch: Batch) -> tuple[str, int, int]:
     request = batch.request
     return request.model, request.height, request.width
+
+
+def join(alone: Situation, batch: Batch) -> Situation:
+    """`alone` with the members of `batch`, each of whom it has in a batch of its own, together."""
+    # By identity, as everywhere here.
+    members = {id(member) for member in batch.members}
+    batches, ready = [batch], [True]
+    for other, is_ready in zip(alone.batches, alone.ready, strict=True):
+        if id(other.members[0]) in members:
+            ready[0] = ready[0] and is_ready
+        else:
+            batches.append(other)
+            ready.append(is_ready)
+    return replace(alone, batches=batches, ready=ready)

@@ -168,8 +168,7 @@ class JobList:
         return steps
 
     def _steps(self, index: int, degree: int) -> int:
-        step_s = self._costs(index).step_s[degree]
-        return self._shapes.segment_steps(step_s, self._situation.batches[index].shared_steps)
+        return self._shapes.segment_steps(self._costs(index), degree, self._situation.batches[index].shared_steps)
 
     def _end_s(self, index: int, degree: int, steps: int) -> float:
         costs = self._costs(index)

@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 from tetriserve_backend.domain import Plan, SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
-from tetriserve_backend.scheduler.tetris.gathering import Gatherer
+from tetriserve_backend.scheduler.groups import Ranks
+from tetriserve_backend.scheduler.tetris.gathering import Gatherer, join
 from tetriserve_backend.scheduler.tetris.jobs import Job, JobList
 from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
 from tetriserve_backend.scheduler.tetris.seats import Seating, groups_of
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 
-_CROWD, _LARGE_CROWD = 32, 48
-"""With more requests than this, only one plan is made at a time, or one without batches: a decision must not take
-longer than a millisecond."""
+_CROWD, _LARGE_CROWD = 4, 6
+_MOST_CROWD_RANKS = 24
+"""With more requests per rank than this, only one plan is made at a time, or one without batches: a decision must not
+take longer than a millisecond on eight ranks, and than a few on many; more than 24 ranks count as 24."""
+_SINGLE_TRIES = 4
+"""Batches that are tried one by one where all of them together are worse than none."""
 
 
 class Pod:
@@ -41,13 +46,15 @@ class Pod:
         self, ranks: range, shapes: ShapeRows, planner: Planner, gatherer: Gatherer, *, use_idle: bool
     ) -> None:
         self._groups = groups_of(ranks)
+        self._crowd_ranks = min(len(ranks), _MOST_CROWD_RANKS)
         self._shapes, self._planner, self._gatherer, self._use_idle = shapes, planner, gatherer, use_idle
+        self._expected_s: dict[Ranks, float] = {}
         self.num_idle = len(ranks)
         self.unserved: list[RequestView] = []
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan; `view` shows this pod alone."""
-        seating = Seating(view, self._groups, self._shapes, now_s)
+        seating = Seating(view, self._groups, self._shapes, now_s, self._expected_s)
         for request in view.requests:
             if request.next_kind is SegmentKind.DECODE and view.is_ready(request, now_s):
                 seating.decode(request)
@@ -61,6 +68,7 @@ class Pod:
             job_list = JobList(self._shapes, self._planner, situation)
             jobs, held_until_s = job_list.fill(use_idle=self._use_idle), job_list.held_until_s
             seating.denoise(jobs, situation.batches)
+            self._expected_s = seating.expected_s
         elif not anybody_waits:
             self._planner.forget(situation)
         self.num_idle = len(seating.idle)
@@ -68,27 +76,44 @@ class Pod:
         return seating.plan(anybody_waits=anybody_waits, not_after_s=held_until_s)
 
     def _plan_in_batches(self, alone: Situation) -> Situation:
-        """Plan, with batches if these save as many requests for fewer GPU-seconds, or more; what was planned.
+        """Plan, with batches if that saves as many requests for fewer GPU-seconds, or more; what was planned.
 
         In a crowd there is no time for several plans: batches are planned unless they would wait for somebody, and
         none in a large one.
         """
-        planner, count = self._planner, len(alone.batches)
-        if count > _CROWD:
-            planned = alone if count > _LARGE_CROWD else self._gatherer.gather(alone, may_wait=False)
+        planner, crowd = self._planner, len(alone.batches) / self._crowd_ranks
+        if crowd > _CROWD:
+            planned = alone if crowd > _LARGE_CROWD else self._gatherer.gather(alone, may_wait=False)
             planner.plan(planned)
             return planned
         planner.plan(alone)
         gathered = self._gatherer.gather(alone, may_wait=all(planner.saved))
         if gathered is alone:
             return alone
-        worth = (planner.num_saved, -planner.gpu_seconds)
+        worth = self._worth(alone)
         planner.plan(gathered)
-        gpu_seconds = planner.gpu_seconds - self._gatherer.overcounted_gpu_s(gathered)
-        if (planner.num_saved, -gpu_seconds) > worth:
-            return gathered
-        planner.plan(alone)
-        return alone
+        return gathered if self._worth(gathered) > worth else self._plan_in_some_batches(alone, gathered, worth)
+
+    def _plan_in_some_batches(self, alone: Situation, gathered: Situation, worth: tuple[int, float]) -> Situation:
+        """Of the batches of `gathered` that may start now, plan those that are each worth it; what was planned.
+
+        Under overload one batch of requests that cannot be saved together would else keep all others from forming.
+        """
+        best = alone
+        if sum(batch.size > 1 for batch in gathered.batches) > 1:
+            startable = (b for b, ready in zip(gathered.batches, gathered.ready, strict=True) if b.size > 1 and ready)
+            for batch in islice(startable, _SINGLE_TRIES):
+                tried = join(best, batch)
+                self._planner.plan(tried)
+                worth_tried = self._worth(tried)
+                if worth_tried > worth:
+                    best, worth = tried, worth_tried
+        self._planner.plan(best)
+        return best
+
+    def _worth(self, planned: Situation) -> tuple[int, float]:
+        """How good the last plan is, which is of `planned`: requests saved, then GPU-seconds, the fewer the better."""
+        return self._planner.num_saved, self._gatherer.overcounted_gpu_s(planned) - self._planner.gpu_seconds
 
     def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
         """When a request should have its image by a fresh plan of which nothing is run; None if that is not known."""

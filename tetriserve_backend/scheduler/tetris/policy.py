@@ -7,6 +7,7 @@ from tetriserve_backend.scheduler.tetris.fleet import Fleet
 from tetriserve_backend.scheduler.tetris.gathering import Gatherer
 from tetriserve_backend.scheduler.tetris.planner import Planner
 from tetriserve_backend.scheduler.tetris.pod import Pod
+from tetriserve_backend.scheduler.tetris.segment_length import SegmentLength
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.tetris.warm_up import warm_up
 from tetriserve_backend.scheduler.view import SchedulerView
@@ -25,7 +26,8 @@ class TetrisPolicy:
 
     def __init__(self, settings: SchedulerSettings, model: CostModel, world_size: int) -> None:
         pod_size = min(settings.pod_size, world_size)
-        shapes = ShapeRows(model, settings.segment_seconds)
+        shapes = self._shapes = ShapeRows(model, settings.segment_seconds)
+        self._segment_length = SegmentLength(settings.segment_seconds)
         gatherer = Gatherer(shapes, settings.max_batch, settings.batch_patience_s)
         use_idle = settings.elastic_scale_up
 
@@ -46,6 +48,8 @@ class TetrisPolicy:
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan."""
+        if self._segment_length.note(view):
+            self._shapes.set_segment_s(self._segment_length.seconds)
         return self._pods.plan(view, now_s)
 
     def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:

@@ -75,13 +75,28 @@ class Seating:
         groups: the groups of ranks that may work together, by size.
         shapes: what requests cost.
         now_s: when the plan begins.
+        expected_s: `expected_s` of the plan before.
+
+    Attributes:
+        idle: ranks that nobody got and that are not kept clear.
+        ends_s: when the segments end.
+        expected_s: by when each group that is kept clear must be whole; kept until nobody wants it.
     """
 
     def __init__(
-        self, view: SchedulerView, groups: Mapping[int, Sequence[Ranks]], shapes: ShapeRows, now_s: float
+        self,
+        view: SchedulerView,
+        groups: Mapping[int, Sequence[Ranks]],
+        shapes: ShapeRows,
+        now_s: float,
+        expected_s: Mapping[Ranks, float],
     ) -> None:
         self._view, self._groups, self._shapes, self._now_s = view, groups, shapes, now_s
+        self._expected_s = expected_s
+        self.expected_s: dict[Ranks, float] = {}
         self.idle = set(view.available_ranks(now_s))
+        # Of ranks that work on; those that are given something by this plan are in neither.
+        self._returns_s = {rank.rank: rank.free_at_s for rank in view.ranks if rank.rank not in self.idle}
         self._slowness = {rank.rank: rank.slowness for rank in view.ranks}
         self.ends_s: list[float] = []
         self._assignments: list[Assignment] = []
@@ -100,7 +115,12 @@ class Seating:
         self.ends_s.append(self._now_s + self._costs(request).decode_s)
 
     def denoise(self, jobs: Sequence[Job], batches: Sequence[Batch]) -> None:
-        """Segments for all jobs, widest first; where the idle ranks form no group of a job's size, a narrower one."""
+        """Segments for all jobs, widest first.
+
+        Where the idle ranks form no group of a job's size, one that soon will be idle is kept clear for it: with the
+        narrow segments that end meanwhile started elsewhere, wide groups form again and again in a large world.
+        Where none will be, the job runs on a narrower group.
+        """
         jobs = sorted(jobs, key=lambda job: -job.sp_degree)
         for position, job in enumerate(jobs):
             batch = batches[job.index]
@@ -109,10 +129,12 @@ class Seating:
             for degree in sorted((degree for degree in costs.step_s if degree <= job.sp_degree), reverse=True):
                 placement = seat(self._groups, self.idle, degree, batch.placement, elsewhere, slowness=self._slowness)
                 if placement is None:
+                    if degree == job.sp_degree and self._keep_clear(degree):
+                        break
                     continue
                 steps = job.num_steps
                 if degree < job.sp_degree:
-                    steps = self._shapes.segment_steps(costs.step_s[degree], batch.shared_steps)
+                    steps = self._shapes.segment_steps(costs, degree, batch.shared_steps)
                 self._assignments += batch_chain(batch, placement, steps)
                 self.ends_s.append(self._now_s + costs.batch_chain_s(batch, degree, steps))
                 break
@@ -123,6 +145,28 @@ class Seating:
         if not_after_s < math.inf:
             wake_at_s = min(wake_at_s or math.inf, wake_ahead_s(self._view, self._now_s, not_after_s))
         return Plan(tuple(self._assignments), wake_at_s)
+
+    def _keep_clear(self, sp_degree: int) -> bool:
+        """Give no idle rank of the group that is whole the soonest to anybody; False if none will be soon enough."""
+        soon_s = self._shapes.longest_usual_s
+        whole_at_s: dict[Ranks, float] = {}
+        for group in self._groups.get(sp_degree, ()):
+            busy = [rank for rank in group if rank not in self.idle]
+            if any(rank not in self._returns_s for rank in busy):
+                continue
+            # A rank that hangs is always said to come back soon.
+            if self._expected_s.get(group, math.inf) < self._now_s:
+                self.expected_s[group] = self._expected_s[group]
+            else:
+                whole_at_s[group] = max(self._returns_s[rank] for rank in busy)
+        group = min(whole_at_s, key=lambda group: (whole_at_s[group], group), default=())
+        if not group or whole_at_s[group] > self._now_s + soon_s:
+            return False
+        self.expected_s[group] = self._expected_s.get(group, whole_at_s[group] + soon_s)
+        self.idle.difference_update(group)
+        for rank in group:
+            self._returns_s.pop(rank, None)
+        return True
 
     def _costs(self, request: RequestView) -> ShapeCosts:
         return self._shapes.costs(self._shapes.row(request.request))

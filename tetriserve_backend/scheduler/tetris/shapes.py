@@ -7,6 +7,8 @@ from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
 from tetriserve_backend.scheduler.tetris.arrays import ShapeTable, Speeds
 
 _FIRST_ROWS = 8
+_DISPATCHES = 16
+"""A segment takes as long as so many dispatches at least, if it was not configured to be shorter."""
 
 
 class ShapeRows:
@@ -17,11 +19,11 @@ class ShapeRows:
 
     Args:
         model: what shapes cost.
-        segment_s: how long a segment should take.
+        segment_s: how long a segment should take at most.
     """
 
     def __init__(self, model: CostModel, segment_s: float) -> None:
-        self._model, self._segment_s = model, segment_s
+        self._model, self._longest_segment_s, self._segment_s = model, segment_s, segment_s
         self._version = model.version
         self._rows: dict[tuple[str, int, int, int], int] = {}
         self._costs: list[ShapeCosts] = []
@@ -51,10 +53,25 @@ class ShapeRows:
         width = self.table.num_degrees[row]
         return Speeds(self.table.degrees[row, :width], self.table.rates[row, :width])
 
-    def segment_steps(self, step_s: float, remaining: int) -> int:
-        """How many steps a segment takes: about `segment_s`, and all that remain if half as many more would do."""
-        steps = max(1, int(self._segment_s / step_s + 0.5))
+    @property
+    def longest_usual_s(self) -> float:
+        """What segments take at most, unless a single step takes longer."""
+        return 1.5 * self._segment_s
+
+    def set_segment_s(self, segment_s: float) -> None:
+        """From now on segments should take this long."""
+        self._segment_s = segment_s
+        for row in range(len(self._costs)):
+            self._fill(row)
+
+    def segment_steps(self, costs: ShapeCosts, sp_degree: int, remaining: int) -> int:
+        """How many steps a segment takes, about; all that remain if half as many more would do."""
+        steps = self._usual_steps(costs, costs.step_s[sp_degree])
         return remaining if remaining <= steps + steps // 2 else steps
+
+    def _usual_steps(self, costs: ShapeCosts, step_s: float) -> int:
+        shortest_s = min(_DISPATCHES * costs.dispatch_s, self._longest_segment_s)
+        return max(1, int(max(self._segment_s, shortest_s) / step_s + 0.5))
 
     def _follow(self) -> None:
         """Read the costs of all rows anew; what a model that is gone cost has no reader left."""
@@ -78,7 +95,7 @@ class ShapeRows:
         costs = self._costs[row]
         efficient = sorted(costs.efficient, key=lambda cost: cost.sp_degree)
         for index, cost in enumerate(efficient):
-            steps = max(1, int(self._segment_s / cost.step_s + 0.5))
+            steps = self._usual_steps(costs, cost.step_s)
             self.table.degrees[row, index] = cost.sp_degree
             self.table.rates[row, index] = 1.0 / (cost.step_s + costs.dispatch_s / steps)
         self.table.num_degrees[row] = len(efficient)

@@ -45,7 +45,7 @@ def test_two_requests_at_different_steps_share_them_until_the_first_is_done(tabl
     pair = [waiting(make_request("a", 256), steps=20), waiting(make_request("b", 256), steps=2)]
     assert batches_of(table, pair) == [(("a", "b"), 2)]
     assert sorted(batches_of(table, pair, settings=TETRIS.model_copy(update={"max_batch": 1}))) == [
-        (("a",), 3),
+        (("a",), 2),
         (("b",), 2),
     ]
 
@@ -76,6 +76,20 @@ def test_who_would_be_late_in_a_batch_runs_alone(table):
     assert sorted(ids for ids, _ in batches_of(table, [hurry, calm])) == [("calm",), ("hurry",)]
     eased = waiting(make_request("hurry", 256, slo_s=1.25), steps=10)
     assert batches_of(table, [eased, calm])[0][0] == ("hurry", "calm")
+
+
+def test_a_batch_that_costs_more_than_it_saves_keeps_no_other_from_forming():
+    pairs = {(256, 1): 0.12, (512, 1): 0.7, (512, 2): 0.5}
+    table = make_table({256: (0.1, 0.09), 512: (0.4, 0.25)}, 2, stage_s=0.0, pairs=pairs)
+    calm = [waiting(make_request(name, 256), steps=10) for name in ("a", "b")]
+    # In time together only on two ranks, which is dearer than a rank for each of them.
+    hurried = [waiting(make_request(name, 512, slo_s=2.52), steps=5) for name in ("x", "y")]
+    plan = make_policy(TETRIS, table, 3).plan(idle_view([*hurried, *calm], range(3), 3, 0.0), 0.0)
+    assert sorted(work.request_ids for work in plan.assignments if work.kind is SegmentKind.DENOISE) == [
+        ("a", "b"),
+        ("x",),
+        ("y",),
+    ]
 
 
 def test_one_that_comes_later_joins_at_the_end_of_a_segment_and_all_is_done_in_time(table):

@@ -174,6 +174,54 @@ def test_narrow_requests_leave_whole_blocks_to_wide_ones(table):
     assert ranks["wide"] in [(0, 1, 2, 3), (4, 5, 6, 7)]
 
 
+def scattered(back_s):
+    """Four ranks are idle, but no aligned group of four; the rest come back at `back_s`."""
+    return dict.fromkeys((3, 5, 6, 7), back_s).items()
+
+
+def test_a_group_that_soon_is_whole_is_kept_clear_for_a_wide_request(table):
+    wide = waiting(make_request("wide", 1024, slo_s=4.6), steps=20)
+    narrow = [waiting(make_request(f"n{index}", 256, slo_s=30.0), steps=20) for index in range(4)]
+    assert denoise_of(plan(table, [wide, *narrow], busy=scattered(0.1))).keys() <= {f"n{index}" for index in range(4)}
+    taken = {
+        rank for ranks, _ in denoise_of(plan(table, [wide, *narrow], busy=scattered(0.1))).values() for rank in ranks
+    }
+    assert taken <= {4}
+    at_once = denoise_of(plan(table, [wide], busy=scattered(3.0)))
+    assert at_once["wide"][0] == (0, 1)
+
+
+def test_nobody_waits_for_a_group_for_ever(table):
+    """Rank 3 hangs, and is said to come back in a moment again and again."""
+    policy, now_s = make_policy(TETRIS, table, 8), 0.0
+    wide = waiting(make_request("wide", 1024, slo_s=4.6), steps=20)
+    while True:
+        ranks = [RankView(rank, now_s if rank in (0, 1, 2, 4) else now_s + 0.1, 0) for rank in range(8)]
+        made = policy.plan(SchedulerView((wide,), tuple(ranks), 8, 0.0), now_s)
+        if made.assignments:
+            break
+        now_s += 0.1
+    assert 0.0 < now_s < 1.5
+
+
+def test_segments_are_shorter_where_deadlines_are(table):
+    """An eighth of the time that requests have; one of many may have next to none."""
+
+    def steps_with(budgets_s, segment_seconds=2.0):
+        others = [waiting(make_request(f"o{i}", 256, slo_s=budget_s), steps=20) for i, budget_s in enumerate(budgets_s)]
+        request = waiting(make_request("r", 256, slo_s=500.0), steps=40)
+        view = idle_view([*others, request], [0], 8, 0.0)
+        policy = make_policy(without_idle_work(segment_seconds=segment_seconds), table, 8)
+        policy.plan(view, 0.0)
+        return denoise_of(policy.plan(idle_view([request], [0], 8, 0.0), 0.0))["r"][1]
+
+    assert steps_with([]) == steps_with([16.0]) == 20
+    assert steps_with([8.0]) == steps_with([15.0]) == 10
+    assert steps_with([2.0]) == steps_with([2.0, 0.1] * 2 + [2.0] * 36) == 3
+    assert steps_with([0.001] + [16.0] * 38) == 20
+    assert steps_with([2.0], segment_seconds=0.1) == 1
+
+
 def test_segments_are_about_as_long_as_configured(table):
     request = waiting(make_request("r", 256, slo_s=500.0), steps=40)
     for segment_seconds, steps in [(0.05, 1), (0.3, 3), (1.0, 10), (100.0, 40)]:
