@@ -13,7 +13,7 @@ from PIL import Image
 from tetriserve_backend.cli.timeline_check import find_problems
 from tetriserve_backend.cli.timeline_view import TimelineView
 
-COMMAND = [sys.executable, "-m", "tetriserve_backend.cli.app", "demo", "--out", "out", "--steps", "6"]
+COMMAND = [sys.executable, "-m", "tetriserve_backend.cli.app", "demo", "--out", "out", "--steps", "2"]
 
 
 def test_demo_leaves_images_trace_timeline_and_picture(tetriserve_home: Path, tmp_path: Path) -> None:
@@ -51,5 +51,5 @@ def test_interrupted_demo_leaves_no_process(tetriserve_home: Path, tmp_path: Pat
     family.update(psutil.Process(demo.pid).children(recursive=True))
     demo.send_signal(signal.SIGINT)
     assert demo.wait(90) == 130
-    _, alive = psutil.wait_procs(list(family), timeout=20)
+    _, alive = psutil.wait_procs(list(family), timeout=60)
     assert alive == []

@@ -97,7 +97,7 @@ def reference() -> Reference:
 @pytest.fixture(scope="module")
 def world(tiny_model: Path) -> Iterator[Driver]:
     """Four ranks with the tiny model."""
-    settings = ExecutorSettings(world_size=4, segment_timeout_s=4.0, form_timeout_s=4.0)
+    settings = ExecutorSettings(world_size=4, segment_timeout_s=6.0, form_timeout_s=6.0)
     driver = Driver(ModelSettings(path=str(tiny_model)), settings)
     try:
         yield driver.start()

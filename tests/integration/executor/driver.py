@@ -18,7 +18,7 @@ from tetriserve_backend.executor.model_executor import ModelExecutor
 
 T = TypeVar("T")
 CREATE, RESIDENT = Source(SourceKind.CREATE), Source(SourceKind.RESIDENT)
-EVENT_TIMEOUT_S = 30.0
+EVENT_TIMEOUT_S = 60.0
 Outcome = SegmentFinished | SegmentFailed
 Schedule = Sequence[tuple[tuple[int, ...], int]]
 
@@ -98,6 +98,10 @@ class Driver:
         self._sent[command.segment.segment_id] = command
         self.executor.run_segment(command)
         return command.segment.segment_id
+
+    def is_over(self, segment_id: int) -> bool:
+        """Whether it is known by now how a segment ended."""
+        return segment_id in self._outcomes
 
     def outcomes(self, segment_ids: Sequence[int]) -> list[Outcome]:
         """Wait for all of these, in any order; those that have ended before count."""

@@ -79,7 +79,7 @@ def test_killed_parent_leaves_no_process_and_no_directory(tiny_model: Path, tmp_
     assert all(process.is_running() for process in left)
     parent.kill()
     parent.wait()
-    assert all_gone(left, timeout_s=3.0)
+    assert all_gone(left, timeout_s=30.0)
     assert not list(tmp_path.iterdir())
 
 
@@ -97,7 +97,7 @@ def test_shutdown_leaves_nothing_and_may_be_repeated(
     driver.do(asyncio.sleep(0.3))
     driver.do(driver.executor.shutdown())
     driver.stop()
-    assert all_gone(started, timeout_s=1.0)
+    assert all_gone(started, timeout_s=10.0)
     assert not list(tmp_path.iterdir())
 
 
@@ -183,9 +183,9 @@ def test_demo_model_is_made_once_also_when_two_processes_ask(tmp_path: Path) -> 
     answers = {other.communicate(timeout=60)[0].strip() for other in others}
     assert answers == {str(demo_directory("demo-flux", tmp_path))}
     assert [path.name for path in (tmp_path / "models").iterdir()] == [demo_directory("demo-flux", tmp_path).name]
-    started_s = time.monotonic()
+    made_ns = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert ensure_demo("demo-flux", tmp_path) == demo_directory("demo-flux", tmp_path)
-    assert time.monotonic() - started_s < 0.1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == made_ns
 
 
 def test_quick_table_covers_every_valid_degree_of_each_resolution(tiny_model: Path) -> None:

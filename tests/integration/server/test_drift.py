@@ -23,13 +23,14 @@ def test_a_table_that_promises_too_much_is_told_of_and_corrected(
     assert isinstance(models, dict)
     ((_, model),) = models.items()
     table = model["latency_table"]
+    # By so much that it is still too fast where the other server measured it on a busier machine.
     for entry in table["step"]:
-        entry["seconds"] /= 4.0
+        entry["seconds"] /= 10.0
     path = tmp_path / "stale.latency.json"
     path.write_text(json.dumps(table), encoding="utf-8")
     running = own_server("--set", f"latency_table={path}", "--policy", "fixed-sp1")
     # A table is reviewed once a second at most, and ten requests may take less.
-    give_up_s = time.monotonic() + 20.0
+    give_up_s = time.monotonic() + 60.0
     seed, drift, corrected = 0, {}, False
     while seed < 10 or not (corrected or time.monotonic() > give_up_s):
         answer = generate(running.http_url, {"prompt": "drift", "num_inference_steps": 6, "seed": seed})
@@ -45,7 +46,7 @@ def test_a_table_that_promises_too_much_is_told_of_and_corrected(
         f'{name}="{shape[name]}"' for name in sorted(("batch", "cfg", "degree", "model", "shape", "stage"))
     )
     shown: dict[str, float] = {}
-    give_up_s = time.monotonic() + 10.0
+    give_up_s = time.monotonic() + 30.0
     while f"tetriserve_step_time_ratio{{{labels}}}" not in shown and time.monotonic() < give_up_s:
         time.sleep(0.2)
         shown = metrics(running)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,26 @@ from tests.integration.server.wire import Background, HttpAnswer, generate, infe
 from tetriserve_backend.cli.launcher.processes import marked_processes
 
 LONG: dict[str, Any] = {"prompt": "a slow river", "height": 256, "width": 256, "num_inference_steps": 150, "seed": 3}
-RESTART_LIMIT_S = 15.0
+RESTART_LIMIT_S = 90.0
+"""Not how long a restart takes, but when the test gives up."""
 
 
 @pytest.fixture(scope="module")
 def fragile(tetriserve_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start_server(tmp_path_factory.mktemp("fragile"))
+    """The last test of it stops it."""
+    running = start_server(tmp_path_factory.mktemp("fragile"), "--set", "engine.drain_timeout_s=2")
     yield running
     assert running.local.stop() == 0, running.log
     running.check_timeline()
+
+
+@pytest.fixture(scope="module")
+def impatient(tetriserve_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One rank, which must not be gone for more than a second. The last test of it kills its supervisor."""
+    patience = ("--set", "supervisor.no_rank_timeout_s=1", "--set", "supervisor.probe_interval_s=0.3")
+    running = start_server(tmp_path_factory.mktemp("impatient"), "--world-size", "1", *patience)
+    yield running
+    running.stop_and_check()
 
 
 def in_three_ways(server: Server, fields: dict[str, Any]) -> list[Background]:
@@ -58,8 +69,8 @@ def is_image_or_error(outcome: Any) -> bool:
     return isinstance(outcome, OSError | EOFError) or "HTTPException" in [c.__name__ for c in type(outcome).__mro__]
 
 
-def assert_nothing_is_left(state: dict[str, Any], timeout_s: float) -> float:
-    """Seconds until no process, no shared memory and no folder of the server is left."""
+def assert_nothing_is_left(state: dict[str, Any], timeout_s: float) -> None:
+    """Within that time no process, no shared memory and no folder of the server must be left."""
     start_s = time.monotonic()
     while True:
         left = [
@@ -68,7 +79,7 @@ def assert_nothing_is_left(state: dict[str, Any], timeout_s: float) -> float:
             *([state["working_dir"]] if Path(state["working_dir"]).exists() else []),
         ]
         if not left:
-            return time.monotonic() - start_s
+            return
         assert time.monotonic() - start_s < timeout_s, left
         time.sleep(0.05)
 
@@ -92,27 +103,20 @@ def test_killed_rank_costs_no_request_its_image(fragile: Server) -> None:
 
 
 @pytest.mark.parametrize("model", ["denoise", "postprocess"])
-def test_killed_stub_ends_the_waiting_requests_and_the_server_comes_back(
-    fragile: Server, model: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_killed_stub_ends_the_waiting_requests_and_the_server_comes_back(fragile: Server, model: str) -> None:
     restarts = fragile.state()["restarts"]
     calls = in_three_ways(fragile, LONG)
     wait_until_running(fragile, 3)
     fragile.stub(model).kill()
-    start_s = time.monotonic()
     for call in calls:
         assert is_image_or_error(call.result(RESTART_LIMIT_S))
     fragile.wait_for_state("ready", restarts + 1, RESTART_LIMIT_S)
-    took_s = time.monotonic() - start_s
-    record_property("restart_s", took_s)
-    assert took_s < RESTART_LIMIT_S
     assert generate(fragile.http_url, {"prompt": "back again"}).status == 200
     assert "starting the server anew" in fragile.log
 
 
-def test_server_whose_ranks_never_come_back_is_started_anew(own_server: Callable[..., Server]) -> None:
-    patience = ("--set", "supervisor.no_rank_timeout_s=1", "--set", "supervisor.probe_interval_s=0.3")
-    server = own_server("--world-size", "1", *patience)
+def test_server_whose_ranks_never_come_back_is_started_anew(impatient: Server) -> None:
+    server = impatient
     (rank,) = server.ranks()
     call = Background(generate, server.http_url, {**LONG, "num_inference_steps": 200})
     wait_until_running(server, 1)
@@ -130,30 +134,28 @@ def test_server_whose_ranks_never_come_back_is_started_anew(own_server: Callable
     assert generate(server.http_url, {"prompt": "back again"}).status == 200
 
 
-def test_server_stopped_in_the_middle_answers_everybody_and_leaves_nothing(own_server: Callable[..., Server]) -> None:
-    server = own_server("--set", "engine.drain_timeout_s=2")
+def test_server_stopped_in_the_middle_answers_everybody_and_leaves_nothing(fragile: Server) -> None:
+    server = fragile
     state = server.state()
     short = in_three_ways(server, {**LONG, "num_inference_steps": 4})
     wait_until_running(server, 1)
     long = in_three_ways(server, {**LONG, "num_inference_steps": 200})
     time.sleep(0.3)
-    start_s = time.monotonic()
     assert server.local.stop() == 0, server.log
-    assert time.monotonic() - start_s < 25.0
     for call in [*short, *long]:
-        assert is_image_or_error(call.result(5.0)), call.result()
-    assert_nothing_is_left(state, 0.5)
+        assert is_image_or_error(call.result(30.0)), call.result()
+    assert_nothing_is_left(state, 5.0)
     server.check_timeline()
     events = json.loads(server.timeline_path.read_text())["traceEvents"]
     assert sum(event["name"] == "arrive" for event in events) >= 4
 
 
-def test_killed_supervisor_leaves_nothing(own_server: Callable[..., Server]) -> None:
-    server = own_server()
+def test_killed_supervisor_leaves_nothing(impatient: Server) -> None:
+    server = impatient
     state = server.state()
     calls = in_three_ways(server, LONG)
     wait_until_running(server, 3)
     os.kill(state["supervisor_pid"], signal.SIGKILL)
-    assert_nothing_is_left(state, 10.0)
+    assert_nothing_is_left(state, 30.0)
     for call in calls:
-        assert is_image_or_error(call.result(5.0))
+        assert is_image_or_error(call.result(30.0))

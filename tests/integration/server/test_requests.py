@@ -205,23 +205,22 @@ def test_timeline_can_be_read_while_the_server_runs(server: Server) -> None:
     assert names == ["arrive", "finish"]
 
 
-def test_text_that_no_degree_divides_is_served_on_single_ranks(own_server: Callable[..., Server]) -> None:
-    """33 text tokens on two ranks: the table of the shared server, with its degree 2, must not be taken."""
-    server = own_server("--set", "model.max_sequence_length=33")
-    calls = [Background(generate, server.http_url, {**FIELDS, "latency_threshold": 0.01}) for _ in range(3)]
-    for call in calls:
-        told = call.result().metadata
-        assert {segment["sp_degree"] for segment in told["segments"]} == {1}
-    table = generate(server.http_url, {"op": "status"}, "denoise").metadata["models"]["demo-flux"]["latency_table"]
-    assert {entry["sp"] for entry in table["step"]} == {1}
-    assert table["text_tokens"] == 33
-
-
-def test_given_table_is_cut_to_the_degrees_of_the_model(server: Server, own_server: Callable[..., Server]) -> None:
-    told = generate(server.http_url, {"op": "status"}, "denoise").metadata["models"]["demo-flux"]["latency_table"]
+def test_text_that_no_degree_divides_is_served_on_single_ranks(
+    server: Server, own_server: Callable[..., Server]
+) -> None:
+    """33 text tokens on two ranks: of a given table with degree 2 only what the model can run at is used."""
+    told = table_of(server)
     assert {entry["sp"] for entry in told["step"]} == {1, 2}
     path = server.folder / "given.latency.json"
     path.write_text(json.dumps(told))
     other = own_server("--set", "model.max_sequence_length=33", "--set", f"latency_table={path}")
-    answer = generate(other.http_url, {**FIELDS, "latency_threshold": 0.01})
-    assert {segment["sp_degree"] for segment in answer.metadata["segments"]} == {1}
+    assert {entry["sp"] for entry in table_of(other)["step"]} == {1}
+    calls = [Background(generate, other.http_url, {**FIELDS, "latency_threshold": 0.01}) for _ in range(3)]
+    for call in calls:
+        assert {segment["sp_degree"] for segment in call.result().metadata["segments"]} == {1}
+
+
+def table_of(server: Server) -> dict[str, Any]:
+    """The latency table that a server plans with."""
+    status = generate(server.http_url, {"op": "status"}, "denoise").metadata
+    return dict(status["models"]["demo-flux"]["latency_table"])

@@ -1,17 +1,12 @@
 """The command line of `tetriserve serve`, as far as it goes without starting a server."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tetriserve_backend.cli.app import app
 from tetriserve_backend.cli.serve import _settings
-
-
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "tetriserve_backend.cli.app", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +34,14 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (("--timeline", "/proc/nowhere/timeline"), "timeline /proc/nowhere/timeline: "),
     ],
 )
-def test_wrong_settings_end_with_status_2_and_a_reason(arguments: tuple[str, ...], expected: str) -> None:
+def test_wrong_settings_end_with_status_2_and_a_reason(
+    arguments: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is not refused must not start a server either.
+    monkeypatch.delattr("tetriserve_backend.cli.serve.Supervisor")
     ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
-    finished = run(*ports, *arguments)
-    assert finished.returncode == 2, finished.stderr
+    finished = CliRunner().invoke(app, ["serve", *ports, *arguments])
+    assert finished.exit_code == 2, finished.stderr
     assert expected in finished.stderr
 
 
