@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # The first Python on PATH that will do; set PYTHON=... to choose another.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+# Python compiles what is imported, which is a small part of what is installed.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock
 SERVE_ARGS ?=
 DEMO_ARGS ?=
 PERF_ARGS ?=
@@ -14,7 +15,7 @@ SOAK_ARGS ?=
 BENCH_ARGS ?=
 PROFILE_ARGS ?=
 
-.PHONY: help demo serve profile test lint format check-types perf load soak bench-live bench-batching bench-overhead lock clean
+.PHONY: help demo serve profile test unit integration lint format check-types perf load soak bench-live bench-batching bench-overhead lock clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -34,10 +35,10 @@ $(VENV)/.base: pyproject.toml requirements.lock | $(BIN)/python
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
-	@echo "installing the tools for tests and load"
+$(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
+	@echo "installing tetriserve, what it needs, and the tools for tests and load (about 2 GB the first time)"
 	@$(PIP) -e '.[load,dev]'
-	@touch $@
+	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base  ## a real server, a mixed load with deadlines, images and the schedule as pictures
 	@$(BIN)/tetriserve demo $(DEMO_ARGS)
@@ -76,9 +77,16 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint  ## everything that CI runs
+unit: $(VENV)/.dev  ## pure code, without any server
 	$(BIN)/python -m pytest tests/unit -q -n 2
-	$(BIN)/python -m pytest tests/integration
+
+integration: $(VENV)/.dev  ## real servers and real ranks; what compares times comes last, with nothing beside it
+	$(BIN)/python -m pytest tests/integration -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/integration -m alone
+
+test: $(VENV)/.dev  ## everything that CI runs
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory lint unit
+	@$(MAKE) --no-print-directory integration
 
 lock:  ## make requirements.lock anew (needs uv on PATH)
 	@uv pip compile --universal --python-version 3.10 --extra load --extra dev --no-emit-index-url \

@@ -15,6 +15,19 @@ from tetriserve_backend.cli.timeline_check import find_problems
 from tetriserve_client.local_server import LocalServer
 
 START_TIMEOUT_S = 300.0
+LONGEST_FIRST = (
+    "docker/test_dockerfile.py",
+    "executor/test_compile.py",
+    "bench/test_bench.py",
+    "server/test_several_models.py",
+    "server/test_faults.py",
+    "executor/test_sd3_parity.py",
+    "executor/test_faults.py",
+    "executor/test_lifecycle.py",
+    "clients/test_load_tools.py",
+    "clients/test_demo.py",
+)
+"""Files that two workers must not leave for the end, where one of them would wait for the other."""
 TEST_OPTIONS = (
     "--world-size",
     "2",
@@ -84,10 +97,20 @@ class Server:
         return [child for child in self.stub("denoise").children(recursive=True) if not child.children()]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first; all else keeps its order."""
+    here = Path(__file__).parent
+    ranks = {here / name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture(scope="session")
 def tetriserve_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home for generated models and tables; the caller's own if TETRISERVE_HOME is set."""
-    home = Path(os.environ.get("TETRISERVE_HOME") or tmp_path_factory.mktemp("home"))
+    """A home for generated models and tables, shared by all workers; the caller's own if TETRISERVE_HOME is set."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    home = Path(os.environ.get("TETRISERVE_HOME") or folder / "home")
+    home.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TETRISERVE_HOME", str(home))
         patch.setenv("OMP_NUM_THREADS", "1")
