@@ -103,7 +103,8 @@ class Record:
         """The latency table in its file format, entries in the given order.
 
         Keys beyond the format: `settings` and `hand_over` of the whole; `absent`, the entries that cannot be had, with
-        the reason; `gap_seconds` and `memory_bytes` of entries, as `Samples` has them.
+        the reason; `mean_seconds`, beside the median; `gap_seconds` and `memory_bytes` of entries, as `Samples` has
+        them.
         """
         measured = [work for work in order if work in self._entries]
         document: dict[str, Any] = {
@@ -136,7 +137,8 @@ class Record:
         del keys["kind"]
         if keys.get("cfg") == 1:
             del keys["cfg"]
-        values = {"seconds": summary.seconds, "cv": round(summary.cv, _CV_DIGITS), "samples": summary.samples}
+        values: dict[str, Any] = {"seconds": summary.seconds, "mean_seconds": summary.mean_s}
+        values |= {"cv": round(summary.cv, _CV_DIGITS), "samples": summary.samples}
         if work.kind is SegmentKind.DENOISE and entry.gaps_s:
             values["gap_seconds"] = statistics.median(entry.gaps_s)
         if entry.memory_bytes is not None:

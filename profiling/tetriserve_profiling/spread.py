@@ -14,17 +14,19 @@ NOISE_CEILING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median seconds of `samples` measurements; `cv` is their standard deviation over their mean, all included."""
+    """Median and mean seconds of `samples` measurements; `cv` is their standard deviation over the mean."""
 
     seconds: float
+    mean_s: float
     cv: float
     samples: int
 
 
 def spread(samples: Sequence[float]) -> Spread:
     """Summarise at least one sample."""
-    cv = statistics.stdev(samples) / statistics.fmean(samples) if len(samples) > 1 else 0.0
-    return Spread(statistics.median(samples), cv, len(samples))
+    mean_s = statistics.fmean(samples)
+    cv = statistics.stdev(samples) / mean_s if len(samples) > 1 else 0.0
+    return Spread(statistics.median(samples), mean_s, cv, len(samples))
 
 
 def tolerance(cv: float | None, other_cv: float | None, floor: float = NOISE_FLOOR) -> float:

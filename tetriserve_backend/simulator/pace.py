@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tetriserve_backend.domain import Segment, SegmentKind
-from tetriserve_backend.engine.prediction import segment_seconds
+from tetriserve_backend.engine.prediction import work_seconds
 from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tables
 
 
@@ -43,16 +43,17 @@ class Pace:
 
     It has two parts, so that little data will do: how the kind of work (resolution and degree) compares with the
     table over the whole run, and how each rank compares with that from one stretch of time to the next. A group is as
-    slow as its slowest rank.
+    slow as its slowest rank, and a segment goes through as many stretches as it lasts.
 
     Args:
         segments: of a real run.
         tables: what they should have taken.
-        bin_s: length of a stretch of time.
+        bin_s: length of a stretch of time: about that of a segment, since a rank that is slow for half a second is
+            slow for some segments and not for the next ones.
     """
 
     def __init__(
-        self, segments: Iterable[TimedSegment], tables: LatencyTable | LatencyTables, bin_s: float = 1.0
+        self, segments: Iterable[TimedSegment], tables: LatencyTable | LatencyTables, bin_s: float = 0.25
     ) -> None:
         self._tables, self._bin_s = as_tables(tables), bin_s
         self._works: dict[_Work, _Ratio] = defaultdict(_Ratio)
@@ -74,15 +75,23 @@ class Pace:
 
     def __call__(self, segment: Segment, start_s: float) -> float:
         """The factor of a segment that starts at `start_s`."""
-        return self._of_work(segment) * max(self._of_rank(rank, start_s) for rank in segment.placement.ranks)
+        expected_s = self._expected_s(segment)
+        if not expected_s:
+            return self._of_work(segment)
+        number, at_s, left_s = int(start_s / self._bin_s), start_s, expected_s * self._of_work(segment)
+        while left_s > 0:
+            slowness = max(self._of_rank(rank, number) for rank in segment.placement.ranks)
+            took_s = min(left_s * slowness, max(0.0, (number + 1) * self._bin_s - at_s))
+            left_s = left_s - took_s / slowness if took_s < left_s * slowness else 0.0
+            number, at_s = number + 1, at_s + took_s
+        return (at_s - start_s) / expected_s
 
     def _of_work(self, segment: Segment) -> float:
         ratio = self._works.get(_work(segment))
         return ratio.value if ratio is not None else self.overall
 
-    def _of_rank(self, rank: int, at_s: float) -> float:
+    def _of_rank(self, rank: int, number: int) -> float:
         """A rank that did nothing then was as fast as the others; if none did anything, as over the whole run."""
-        number = int(at_s / self._bin_s)
         ratio = self._ranks.get((rank, number)) or self._world.get(number)
         return ratio.value if ratio is not None else 1.0
 
@@ -105,7 +114,7 @@ class Pace:
             start_s, number = max(start_s, number_end_s), number + 1
 
     def _expected_s(self, segment: Segment) -> float:
-        return segment_seconds(self._tables, segment) - self._tables.of(segment.model).dispatch_s
+        return work_seconds(self._tables.of(segment.model), segment)
 
 
 def _work(segment: Segment) -> _Work:

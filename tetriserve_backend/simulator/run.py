@@ -1,8 +1,8 @@
 """One policy on one trace, from settings to summary."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from tetriserve_backend.domain import Request, Segment
 from tetriserve_backend.engine.config import EngineSettings
@@ -12,10 +12,12 @@ from tetriserve_backend.latency_table import LatencyTable, LatencyTables, as_tab
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.noise import SlowRanks, StepNoise
-from tetriserve_backend.simulator.pace import Pace
 from tetriserve_backend.simulator.summary import Summary, SummaryBuilder
 from tetriserve_backend.simulator.timed_policy import TimedPolicy
 from tetriserve_backend.simulator.virtual_world import RankFailure, VirtualWorld
+
+Stretch: TypeAlias = Callable[[Segment, float], float]
+"""How much longer the work of a segment takes that starts at a time, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class SimulationSettings:
         failures: ranks that die.
         slowdown: how much longer work takes on every rank than the latency table says.
         slow_ranks: how much longer still on single ranks.
-        pace: of a real run, to repeat it.
+        pace: of a real run (`Pace`), to repeat it.
     """
 
     gpus: int
@@ -41,7 +43,7 @@ class SimulationSettings:
     failures: tuple[RankFailure, ...] = ()
     slowdown: float = 1.0
     slow_ranks: Mapping[int, float] = field(default_factory=dict)
-    pace: Pace | None = None
+    pace: Stretch | None = None
 
 
 def simulate(

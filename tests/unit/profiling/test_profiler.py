@@ -52,6 +52,7 @@ def test_a_profile_finds_the_seconds_that_the_ranks_take():
     assert table.encode_s(2) == pytest.approx(0.06)
     assert table.decode_s(512, 512) == pytest.approx(1e-6 * 512 * 512)
     assert all(entry["samples"] == 6 and entry["cv"] < 1e-6 for entry in raw["step"] + raw["encode"] + raw["decode"])
+    assert all(entry["mean_seconds"] == pytest.approx(entry["seconds"]) for entry in raw["step"] + raw["decode"])
     assert raw["step"][0]["memory_bytes"] == 256 * PEAK_BYTES_PER_TOKEN
     assert "absent" not in raw
 

@@ -41,6 +41,15 @@ def test_a_group_is_as_slow_as_its_slowest_rank_at_that_time(table):
     assert pace(denoise((0, 1)), 0.1) / pace(denoise((0, 1)), 10.1) == pytest.approx(2.0 / 1.5, rel=0.01)
 
 
+def test_a_segment_goes_through_slow_and_fast_times_alike(table):
+    slow_s = 2.0 * 5 * STEP_S[256][1]
+    seen = [timed(denoise((0,)), 0.0, 2.0), timed(denoise((0,)), slow_s, 1.0)]
+    pace = Pace(seen, table, bin_s=slow_s)
+    assert pace(denoise((0,)), 0.0) == pytest.approx(2.0)
+    assert pace(denoise((0,)), slow_s / 2) == pytest.approx(1.5)
+    assert pace(denoise((0,), steps=10), 0.0) == pytest.approx(1.5)
+
+
 def test_times_and_ranks_without_work_take_the_next_best_answer(table):
     pace = Pace([timed(denoise((0,)), 0.0, 2.0)], table)
     assert pace(denoise((3,)), 0.1) == pytest.approx(2.0)
@@ -61,7 +70,7 @@ def test_a_run_on_a_machine_that_slows_down_is_repeated_from_its_segments_alone(
     segments = []
     real = serve(lambda segment, start_s: 1.6 if start_s > 4.0 and 0 in segment.placement.ranks else 1.1, segments)
     unaware = serve(lambda segment, start_s: 1.0)
-    repeated = serve(Pace(segments, table, bin_s=0.5))
+    repeated = serve(Pace(segments, table))
 
     def mean_s(outcomes):
         return sum(outcome.end_s - outcome.request.arrival_s for outcome in outcomes.values()) / len(outcomes)

@@ -18,8 +18,8 @@ class LiveResult:
     Attributes:
         live: what happened.
         images_on_time: requests whose image file was there by the deadline.
-        by_table: predicted from the latency table.
-        at_pace: predicted from the latency table and how fast the ranks were during the run.
+        by_table: predicted from the measured latency tables.
+        at_pace: predicted from these and how fast the ranks were during the run.
         pace: seconds of work over what the table says.
         idle_share: see `overhead.gaps.idle_share`.
         simulated_idle_share: the same at pace: what of it the policy wanted.
@@ -38,23 +38,54 @@ class LiveResult:
 
 
 @dataclass(frozen=True, slots=True)
+class _Total:
+    """SLO attainment over all requests, and mean latency over those that finished."""
+
+    attained: float
+    mean_latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """The mean of several simulations, and their standard deviation."""
+
+    mean: _Total
+    deviation: _Total
+
+
+def _total(summaries: Sequence[Summary]) -> _Total:
+    parts = [(summary.latency_s["mean"], summary.latency_s["count"]) for summary in summaries]
+    return _Total(
+        sum(s.on_time for s in summaries) / max(1, sum(s.requests for s in summaries)),
+        sum(mean * count for mean, count in parts) / max(1, sum(count for _, count in parts)),
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class _Group:
     """One policy on the same workload with several seeds."""
 
     policy: str
     results: tuple[LiveResult, ...]
 
-    def attained(self, of: Callable[[LiveResult], Summary]) -> float:
-        """SLO attainment over all requests."""
-        summaries = [of(result) for result in self.results]
-        return sum(s.on_time for s in summaries) / max(1, sum(s.requests for s in summaries))
+    def live(self) -> "_Total":
+        """What happened."""
+        return _total([result.live for result in self.results])
 
-    def mean_latency_s(self, of: Callable[[LiveResult], Summary]) -> float:
-        """Over all finished requests."""
-        parts = [(of(result).latency_s["mean"], of(result).latency_s["count"]) for result in self.results]
-        return sum(mean * count for mean, count in parts) / max(1, sum(count for _, count in parts))
+    def predicted(self, of: Callable[[LiveResult], Prediction]) -> "_Expected":
+        """What was predicted, and how far the draws lie apart."""
+        totals = [_total(draw) for draw in zip(*(of(result).draws for result in self.results), strict=True)]
+        attained, latency_s = [total.attained for total in totals], [total.mean_latency_s for total in totals]
+        return _Expected(
+            _Total(statistics.fmean(attained), statistics.fmean(latency_s)),
+            _Total(_deviation(attained), _deviation(latency_s)),
+        )
 
-    def images(self, count: Callable[[LiveResult], int]) -> float:
+    def images(self, count: Callable[[LiveResult], float]) -> float:
         """Share of requests whose image file was there in time."""
         return sum(map(count, self.results)) / max(1, sum(result.live.requests for result in self.results))
 
@@ -97,11 +128,11 @@ def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
         rows.append(
             (
                 group.policy,
-                f"{group.attained(_live):.1%}",
+                f"{group.live().attained:.1%}",
                 " ".join(f"{result.live.slo_attainment:.0%}" for result in group.results),
                 "" if group is first else f"{lead:+.1f} ± {error:.1f}",
                 f"{group.images(lambda result: result.images_on_time):.1%}",
-                f"{group.mean_latency_s(_live):.3f}",
+                f"{group.live().mean_latency_s:.3f}",
                 f"{statistics.fmean(result.live.gpu_utilization for result in group.results):.0%}",
                 f"{statistics.fmean(result.pace for result in group.results):.2f}",
                 f"{statistics.fmean(result.idle_share for result in group.results):.2%}",
@@ -135,16 +166,16 @@ def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
 def _fidelity_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
     rows = []
     for group in groups:
-        attained = group.attained(_live), group.attained(_by_table), group.attained(_at_pace)
-        latency_s = group.mean_latency_s(_live), group.mean_latency_s(_by_table), group.mean_latency_s(_at_pace)
+        live = group.live()
+        by_table, at_pace = group.predicted(lambda result: result.by_table), group.predicted(lambda r: r.at_pace)
         images = group.images(lambda r: r.images_on_time), group.images(lambda r: r.at_pace.images_on_time)
         rows.append(
             (
                 group.policy,
-                *(f"{share:.1%}" for share in attained),
-                f"{100 * (attained[2] - attained[0]):+.1f}",
-                *(f"{seconds:.3f}" for seconds in latency_s),
-                f"{latency_s[2] / latency_s[0] - 1:+.1%}" if latency_s[0] else "",
+                f"{live.attained:.1%}",
+                *(cell for expected in (by_table, at_pace) for cell in _attained_cells(live, expected)),
+                f"{live.mean_latency_s:.3f}",
+                *(cell for expected in (by_table, at_pace) for cell in _latency_cells(live, expected)),
                 *(f"{share:.1%}" for share in images),
             )
         )
@@ -152,29 +183,32 @@ def _fidelity_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
         "policy",
         "SLO met: live",
         "by table",
+        "off by, points",
         "at pace",
         "off by, points",
         "mean latency s: live",
         "by table",
+        "off by",
         "at pace",
         "off by",
         "with image file: live",
         "at pace",
     )
     notes = (
-        "By table: the simulator with the measured latency table. At pace: also with how fast each rank was, second by"
-        " second, while this policy ran, which no table can know of a machine that others use too.",
+        "By table: the simulator with the latency tables measured before, between and after the traces, and as much"
+        " variation from step to step as they found. At pace: also with how fast each rank was, quarter second by"
+        " quarter second, while this policy ran, which no table can know of a machine that others use too. Each is the"
+        " mean of several simulations, with their standard deviation: a live run is one draw.",
     )
     return Sheet(f"live and simulated: {workload}", headings, tuple(rows), notes)
 
 
-def _live(result: LiveResult) -> Summary:
-    return result.live
+def _attained_cells(live: _Total, expected: _Expected) -> tuple[str, str]:
+    mean, deviation = expected.mean.attained, expected.deviation.attained
+    return f"{mean:.1%} ± {100 * deviation:.1f}", f"{100 * (mean - live.attained):+.1f}"
 
 
-def _by_table(result: LiveResult) -> Summary:
-    return result.by_table.summary
-
-
-def _at_pace(result: LiveResult) -> Summary:
-    return result.at_pace.summary
+def _latency_cells(live: _Total, expected: _Expected) -> tuple[str, str]:
+    mean_s, deviation_s = expected.mean.mean_latency_s, expected.deviation.mean_latency_s
+    off = f"{mean_s / live.mean_latency_s - 1:+.1%}" if live.mean_latency_s else ""
+    return f"{mean_s:.3f} ± {deviation_s:.3f}", off

@@ -1,67 +1,63 @@
 """Puts live runs beside their predictions, from the files that they left."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tetriserve_backend.cli.bench.compare import LiveResult
 from tetriserve_backend.cli.bench.observed import read_events, segments_of, write_timeline
-from tetriserve_backend.cli.bench.predicted import ImageSeconds, image_seconds, predict
-from tetriserve_backend.cli.bench.replay import Answer, read_answers
+from tetriserve_backend.cli.bench.predicted import Prediction, ServedTrace, Simulator, image_seconds
+from tetriserve_backend.cli.bench.replay import read_answers
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder
 from tetriserve_backend.cli.overhead.gaps import idle_share
 from tetriserve_backend.cli.timeline_check import find_problems, find_trace_problems
 from tetriserve_backend.engine.config import EngineSettings
-from tetriserve_backend.engine.timeline import TraceEvent
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.pace import Pace
-from tetriserve_backend.simulator.trace import TraceRequest, read_trace
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """The files of one run."""
-
-    run: BenchRun
-    events: list[TraceEvent]
-    trace: list[TraceRequest]
-    answers: dict[str, Answer]
+from tetriserve_backend.simulator.trace import read_trace
 
 
 def evaluate(
-    runs: Sequence[BenchRun], folder: ResultFolder, table: LatencyTable, engine: EngineSettings
+    runs: Sequence[BenchRun], folder: ResultFolder, told: LatencyTable, engine: EngineSettings
 ) -> list[LiveResult]:
     """The results of runs that are done; writes the simulator's timelines and summaries.
 
     Args:
         runs: all are done.
-        folder: where their files are.
-        table: what the servers planned with.
+        folder: where their files and the tables are.
+        told: what the servers planned with.
         engine: the servers' settings.
     """
-    served = [
-        _Served(
+    by_policy: dict[str, list[ServedTrace]] = {}
+    for run in runs:
+        one = ServedTrace(
             run,
-            read_events(folder.timeline(run)),
             list(read_trace(folder.trace(run))),
+            read_events(folder.timeline(run)),
             read_answers(folder.answers(run)),
         )
-        for run in runs
+        by_policy.setdefault(run.variant.name, []).append(one)
+    gpus = folder.read_summary(runs[0]).gpus
+    images = image_seconds(one for served in by_policy.values() for one in served)
+    simulator = Simulator(told, folder.pooled_table(), engine, gpus, images)
+    return [result for served in by_policy.values() for result in _evaluate_server(served, folder, simulator)]
+
+
+def _evaluate_server(served: Sequence[ServedTrace], folder: ResultFolder, simulator: Simulator) -> list[LiveResult]:
+    """The runs of one policy, in the order in which its server did them."""
+    paces = [Pace(segments_of(one.events), simulator.measured) for one in served]
+    predicted = zip(simulator.by_table(served), simulator.at_pace(served, paces), strict=True)
+    return [
+        _evaluate_one(one, folder, pace, by_table, at_pace)
+        for one, pace, (by_table, at_pace) in zip(served, paces, predicted, strict=True)
     ]
-    image_s = image_seconds((one.events, one.trace, one.answers) for one in served)
-    return [_evaluate_one(one, folder, table, engine, image_s) for one in served]
 
 
 def _evaluate_one(
-    served: _Served, folder: ResultFolder, table: LatencyTable, engine: EngineSettings, image_s: ImageSeconds
+    served: ServedTrace, folder: ResultFolder, pace: Pace, by_table: Prediction, at_pace: Prediction
 ) -> LiveResult:
     run, live = served.run, folder.read_summary(served.run)
-    pace = Pace(segments_of(served.events), table)
-    by_table, at_pace = (
-        predict(run, served.trace, table, engine, gpus=live.gpus, image_s=image_s, pace=known) for known in (None, pace)
-    )
     predictions = folder.predictions()
     write_timeline(predictions.timeline(run), at_pace.events)
-    predictions.write_summary(run, at_pace.summary)
+    predictions.write_summary(run, at_pace.draws[0])
     slo_s = {request.id: request.slo_s for request in served.trace}
     return LiveResult(
         run,

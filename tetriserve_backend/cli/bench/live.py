@@ -1,6 +1,7 @@
 """The live side: a server per policy, every trace replayed against it by a process of its own."""
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tetriserve_backend.cli.bench.measuring import measure
 from tetriserve_backend.cli.bench.observed import cut_out, read_events, summarize, write_timeline
 from tetriserve_backend.cli.bench.replay import read_answers
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder
@@ -55,15 +57,24 @@ class LiveBench:
             runs = sorted(runs, key=lambda run: run.cell)
         servers: dict[str, _PolicyServer] = {}
         with contextlib.ExitStack() as running:
-            for run in runs:
-                if run.variant.name not in servers:
-                    if not self._spec.take_turns:
-                        servers.clear()
-                        running.close()
-                    servers[run.variant.name] = self._start(run.variant, running)
-                self._tell(f"{run.variant.name}, trace {run.cell_name}")
-                self._serve_one(run, servers[run.variant.name])
-                yield run
+            for cell, sharing in itertools.groupby(runs, key=lambda run: run.cell):
+                for run in sharing:
+                    if run.variant.name not in servers:
+                        if not self._spec.take_turns:
+                            servers.clear()
+                            running.close()
+                        servers[run.variant.name] = self._start(run.variant, running)
+                    self._tell(f"{run.variant.name}, trace {run.cell_name}")
+                    self._serve_one(run, servers[run.variant.name])
+                    yield run
+                if self._spec.measure_again:
+                    self._measure_after(cell)
+
+    def _measure_after(self, cell: int) -> None:
+        table = measure(
+            self._spec.server, self._spec.profile, lambda text: self._tell(f"measuring the latency table again: {text}")
+        )
+        table.save(self._folder.table_after(cell))
 
     def _start(self, variant: Variant, running: contextlib.ExitStack) -> _PolicyServer:
         folder, name = self._folder.path, f"server.{variant.name}"

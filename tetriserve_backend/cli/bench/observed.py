@@ -54,6 +54,17 @@ def segments_of(events: Iterable[TraceEvent]) -> Iterator[TimedSegment]:
         yield TimedSegment(segment, event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
 
 
+def as_served(trace: Iterable[TraceRequest], events: Iterable[TraceEvent]) -> list[Request]:
+    """The requests that came to the server, with the arrivals and deadlines that it stamped, in order of arrival."""
+    asked = {request.id: request.to_request() for request in trace}
+    served = [
+        replace(asked[event["args"]["id"]], arrival_s=event["ts"] / 1e6, deadline_s=event["args"]["deadline_us"] / 1e6)
+        for event in events
+        if event["name"] == "arrive"
+    ]
+    return sorted(served, key=lambda request: request.arrival_s)
+
+
 def summarize(
     events: Sequence[TraceEvent],
     trace: Sequence[TraceRequest],
@@ -78,11 +89,10 @@ def summarize(
     builder = SummaryBuilder(gpus)
     for timed in segments_of(events):
         builder.add_segment(timed.segment, timed.start_s, timed.end_s)
-    asked = {request.id: request for request in trace}
-    arrivals = {event["args"]["id"]: event for event in events if event["name"] == "arrive"}
+    asked = {request.request_id: request for request in as_served(trace, events)}
     for event in events:
         if event.get("ph") == "i" and event["name"] in _ENDS:
-            request = _as_served(asked[event["args"]["id"]], arrivals[event["args"]["id"]])
+            request = asked[event["args"]["id"]]
             answer = answers.get(request.request_id)
             forecast_s = answer.predicted_finish_s if answer is not None else None
             predicted_s = request.arrival_s + forecast_s if forecast_s is not None else None
@@ -95,12 +105,6 @@ def write_timeline(path: Path, events: Sequence[TraceEvent]) -> None:
     """Write events as a `*.timeline.json`."""
     lines = ",\n".join(json.dumps(event) for event in events)
     path.write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n', encoding="utf-8")
-
-
-def _as_served(request: TraceRequest, arrive: TraceEvent) -> Request:
-    """The request with the arrival and deadline that the server stamped."""
-    served = request.to_request()
-    return replace(served, arrival_s=arrive["ts"] / 1e6, deadline_s=arrive["args"]["deadline_us"] / 1e6)
 
 
 def _renamed(event: TraceEvent, id_prefix: str) -> TraceEvent | None:

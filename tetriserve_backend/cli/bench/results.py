@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tetriserve_backend.cli.bench.spec import BenchSpec
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.sweep import SweepSpec, Variant
 from tetriserve_backend.simulator.workload import WorkloadSpec
@@ -69,8 +71,20 @@ class ResultFolder:
 
     @property
     def table(self) -> Path:
-        """The latency table of all live runs."""
+        """The latency table that all live servers plan with."""
         return self.path / "measured.latency.json"
+
+    def table_after(self, cell: int) -> Path:
+        """A latency table measured when all policies had been through a trace."""
+        return self.path / f"measured-after-c{cell:03d}.latency.json"
+
+    def pooled_table(self) -> LatencyTable:
+        """The mean of all tables: what work cost over the whole time of a live benchmark."""
+        tables = [LatencyTable.load(path) for path in (self.table, *sorted(self.path.glob("measured-after-*.json")))]
+        first = tables[0]
+        return first.corrected(
+            lambda work: statistics.fmean(table.seconds(work) for table in tables) / first.seconds(work)
+        )
 
     def predictions(self) -> "ResultFolder":
         """The folder of the simulator's side of live runs, made if it is not there."""

@@ -53,7 +53,9 @@ class BenchSpec(BaseModel):
         trace_s: how long a trace lasts; sets the number of requests. None leaves the workload's.
         latency_table: a `*.latency.json`, seen from the configuration's folder; None measures one before the first
             run, on the ranks that will serve (LIVE only).
-        measure_repeats: samples of each entry of that table.
+        measure_again: measure a table after each trace too, while no policy serves; predictions use the mean of all.
+            Needs `take_turns`.
+        measure_repeats: samples of each entry of a table.
         measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
@@ -71,6 +73,7 @@ class BenchSpec(BaseModel):
     load: float | None = Field(default=None, gt=0)
     trace_s: float | None = Field(default=None, gt=0)
     latency_table: str | None = None
+    measure_again: bool = False
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
     server: ServerSettings = ServerSettings()
@@ -91,6 +94,10 @@ class BenchSpec(BaseModel):
     def _complete(self) -> "BenchSpec":
         if self.where is Where.SIMULATOR and self.latency_table is None:
             raise ValueError("latency_table: the simulator needs one")
+        if self.measure_again and not self.take_turns:
+            raise ValueError("measure_again: needs take_turns, or there is no time between traces")
+        if self.measure_again and self.latency_table is not None:
+            raise ValueError("measure_again: goes without latency_table, which is another machine's or another day's")
         if self.load is not None and len(self.grid.mixes) > 1:
             raise ValueError("load: sets one rate, so there can be one mix only")
         if self.trace_s is not None and self.load is None and len(self.grid.rates_per_minute) > 1:

@@ -20,11 +20,11 @@ def summary(policy, requests, on_time, mean_s):
 
 
 def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=()):
+    """Of ten requests; the second draw of the prediction has one fewer on time, and is slower."""
     run = BenchRun(cell, WorkloadSpec(seed=cell), Variant(name=policy, scheduler=SchedulerSettings(policy=policy)))
-    predicted = Prediction(summary(policy, 10, at_pace, 1.1 * mean_s), at_pace - 1, [])
-    return LiveResult(
-        run, summary(policy, 10, live, mean_s), live - 1, predicted, predicted, 1.2, 0.005, 0.001, problems
-    )
+    draws = summary(policy, 10, at_pace, 1.1 * mean_s), summary(policy, 10, at_pace - 1, 1.3 * mean_s)
+    at_pace, by_table = Prediction(draws, at_pace - 1, []), Prediction(draws[1:], at_pace - 1, [])
+    return LiveResult(run, summary(policy, 10, live, mean_s), live - 1, by_table, at_pace, 1.2, 0.005, 0.001, problems)
 
 
 def column(sheet, heading):
@@ -61,9 +61,21 @@ def test_a_timeline_with_problems_is_not_called_good(sheets):
 
 
 def test_predictions_stand_beside_what_happened_with_the_difference(sheets):
-    assert column(sheets[1], "off by, points") == ["+5.0", "-5.0"]
+    rows = [dict(zip(sheets[1].headings[:4], row[:4], strict=True)) for row in sheets[1].rows]
+    assert [row["SLO met: live"] for row in rows] == ["85.0%", "55.0%"]
+    assert [row["by table"] for row in rows] == ["80.0% ± 0.0", "40.0% ± 0.0"]
+    assert [row["off by, points"] for row in rows] == ["-5.0", "-15.0"]
     assert column(sheets[1], "mean latency s: live") == ["2.000", "1.000"]
-    assert column(sheets[1], "off by") == ["+10.0%", "+10.0%"]
+
+
+def test_a_prediction_is_the_mean_of_its_draws_with_their_deviation(sheets):
+    attained = sheets[1].headings.index("at pace")
+    assert [row[attained : attained + 2] for row in sheets[1].rows] == [
+        ("85.0% ± 7.1", "+0.0"),
+        ("45.0% ± 7.1", "-10.0"),
+    ]
+    latency = sheets[1].headings.index("mean latency s: live") + 3
+    assert sheets[1].rows[0][latency : latency + 2] == ("2.400 ± 0.283", "+20.0%")
 
 
 def test_a_table_is_the_same_in_every_format(sheets):

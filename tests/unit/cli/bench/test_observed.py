@@ -4,19 +4,28 @@ import pytest
 
 from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.cli.bench.observed import cut_out, read_events, segments_of, summarize, write_timeline
-from tetriserve_backend.cli.bench.predicted import image_seconds
+from tetriserve_backend.cli.bench.predicted import ServedTrace, Simulator, image_seconds
 from tetriserve_backend.cli.bench.replay import Answer
+from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.timeline_check import find_problems, find_trace_problems
+from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.timeline import TimelineRecorder
 from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.simulator.pace import Pace
 from tetriserve_backend.simulator.run import SimulationSettings, simulate
+from tetriserve_backend.simulator.sweep import Variant
 from tetriserve_backend.simulator.trace import TraceRequest
+from tetriserve_backend.simulator.workload import WorkloadSpec
 
 TRACE = [
     TraceRequest(id=f"r{n}", arrival_s=0.4 * n, height=side, width=side, num_inference_steps=6, slo_s=2.0)
     for n, side in enumerate((256, 512, 256, 512, 512, 256))
 ]
 LATE_S = 0.003
+
+
+def a_run(cell):
+    return BenchRun(cell, WorkloadSpec(seed=cell), Variant(name="tetris", scheduler=SchedulerSettings(policy="tetris")))
 
 
 @pytest.fixture(scope="module")
@@ -94,5 +103,19 @@ def test_the_cost_of_an_image_file_is_what_comes_behind_the_pixels(served):
             extra_s = 0.01 if TRACE[int(request_id[1:])].height == 256 else 0.04
             total_s = event["ts"] / 1e6 - arrivals_s[request_id] + extra_s
             answers[request_id] = Answer(request_id, 0.0, total_s, total_s=total_s)
-    found = image_seconds([(own, TRACE, answers)])
+    found = image_seconds([ServedTrace(a_run(0), TRACE, own, answers)])
     assert found == pytest.approx({(256, 256): 0.01, (512, 512): 0.04}, abs=1e-5)
+
+
+def test_the_traces_of_a_server_are_predicted_one_by_one_from_what_came_to_it(served):
+    table = small_table(dispatch_s=0.001)
+    simulator = Simulator(table, table, EngineSettings(), 4, {(512, 512): 10.0})
+    traces = [ServedTrace(a_run(cell), TRACE, cut_out(served[0], TRACE, f"c{cell:03d}-"), {}) for cell in (0, 1)]
+    paces = [Pace(segments_of(one.events), table) for one in traces]
+    by_table, at_pace = simulator.by_table(traces), simulator.at_pace(traces, paces)
+    for predicted in (*by_table, *at_pace):
+        assert {draw.requests for draw in predicted.draws} == {len(TRACE)}
+        assert predicted.draws[0].latency_s["mean"] == pytest.approx(served[1].latency_s["mean"], rel=0.05)
+        assert predicted.images_on_time == 3, "an image file of 512x512 takes longer than its deadline allows"
+    arrivals_s = [event["ts"] / 1e6 for event in at_pace[1].events if event["name"] == "arrive"]
+    assert arrivals_s == pytest.approx([request.arrival_s + LATE_S * (request.arrival_s > 0) for request in TRACE])

@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.unit.cli.bench.test_spec import write
+from tests.unit.cli.bench.test_spec import BENCHMARKS, write
 from tetriserve_backend.cli.bench.results import ResultFolder, runs_of
 from tetriserve_backend.cli.bench.spec import read_spec
-from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain import ConfigurationError, SegmentKind
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.quantiles import QuantileSketch
 from tetriserve_backend.simulator.summary import SummaryBuilder
 
@@ -40,6 +41,19 @@ def test_other_settings_are_refused_unless_begun_afresh(tmp_path):
         folder.claim(other, fresh=False)
     folder.claim(other, fresh=True)
     assert not folder.is_done(next(runs_of(other.grid)))
+
+
+def test_what_work_cost_is_the_mean_of_all_tables(tmp_path):
+    folder = ResultFolder(tmp_path)
+    tables = BENCHMARKS.parents[1] / "model_repository/denoise/latency_tables"
+    table = LatencyTable.load(tables / "flux1-dev-8xh100.latency.json")
+    table.save(folder.table)
+    assert folder.pooled_table().to_dict() == table.to_dict()
+    table.corrected(lambda work: 1.2 if work.kind is SegmentKind.DENOISE else 1.4).save(folder.table_after(0))
+    table.corrected(lambda work: 1.1).save(folder.table_after(1))
+    pooled = folder.pooled_table()
+    assert pooled.step_s(512, 512, 2) == pytest.approx(1.1 * table.step_s(512, 512, 2))
+    assert pooled.decode_s(512, 512) == pytest.approx(3.5 / 3 * table.decode_s(512, 512))
 
 
 def test_a_folder_that_is_no_benchmark_is_never_thrown_away(tmp_path):

@@ -48,6 +48,8 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ({"grid": {**GRID, "seeds": ["one"]}}, "grid.seeds.0: .*'one'"),
         ({"server": {"scheduler": {"policy": "rssp"}}}, "scheduler: not settings of a benchmark's server"),
         ({"load": 0.5, "grid": {**GRID, "mixes": ["uniform", "skewed"]}}, "one mix only"),
+        ({"measure_again": True}, "measure_again: needs take_turns"),
+        ({"measure_again": True, "take_turns": True, "latency_table": "a.json"}, "goes without latency_table"),
         ({"trace_s": 10, "grid": {**GRID, "rates_per_minute": [6, 12]}}, "one rate only"),
     ],
 )
