@@ -15,9 +15,10 @@ from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 
 _CROWD, _LARGE_CROWD = 4, 6
-_MOST_CROWD_RANKS = 24
+_FEWEST_CROWD_RANKS, _MOST_CROWD_RANKS = 8, 24
 """With more requests per rank than this, only one plan is made at a time, or one without batches: a decision must not
-take longer than a millisecond on eight ranks, and than a few on many; more than 24 ranks count as 24."""
+take longer than a millisecond on eight ranks, and than a few on many. Fewer than 8 ranks count as 8: there it is the
+requests that take the time, and few ranks need batches sooner. More than 24 count as 24."""
 _SINGLE_TRIES = 4
 """Batches that are tried one by one where all of them together are worse than none."""
 
@@ -46,7 +47,7 @@ class Pod:
         self, ranks: range, shapes: ShapeRows, planner: Planner, gatherer: Gatherer, *, use_idle: bool
     ) -> None:
         self._groups = groups_of(ranks)
-        self._crowd_ranks = min(len(ranks), _MOST_CROWD_RANKS)
+        self._crowd_ranks = min(max(len(ranks), _FEWEST_CROWD_RANKS), _MOST_CROWD_RANKS)
         self._shapes, self._planner, self._gatherer, self._use_idle = shapes, planner, gatherer, use_idle
         self._expected_s: dict[Ranks, float] = {}
         self.num_idle = len(ranks)

@@ -92,6 +92,12 @@ def test_a_batch_that_costs_more_than_it_saves_keeps_no_other_from_forming():
     ]
 
 
+@pytest.mark.parametrize("number", [12, 30, 40])
+def test_where_many_wait_for_few_ranks_there_are_batches(table, number):
+    crowd = [waiting(make_request(f"r{index}", 256, slo_s=2.5 + 0.5 * index), steps=9) for index in range(number)]
+    assert batches_of(table, crowd)[0][0] == ("r0", "r1")
+
+
 def test_one_that_comes_later_joins_at_the_end_of_a_segment_and_all_is_done_in_time(table):
     requests = [make_request("a", 256, slo_s=4.0), make_request("b", 256, arrival_s=0.5, slo_s=4.0)]
     run = serve(requests, table, 2, TETRIS)
