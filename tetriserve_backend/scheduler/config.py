@@ -27,8 +27,8 @@ class SchedulerSettings(BaseModel):
             rule of `rssp_min_efficiency`.
         rssp_min_efficiency: `rssp` takes the widest degree whose speed-up is at least this share of its ranks.
         segment_seconds: how long `tetris` lets a segment run before it plans anew, roughly: shorter reacts
-            sooner, longer costs fewer dispatches. Halved until it is an eighth of the time that requests have from
-            arrival to deadline, as long as dispatches do not take too much of it (`tetris/segment_length.py`).
+            sooner, longer costs fewer dispatches. Halved until it is less than half the slack that requests
+            arrive with, as long as dispatches do not take too much of it (`tetris/segment_length.py`).
         plan_tries: packings that `tetris` tries per plan when not everybody can be saved; fewer in a crowd.
         plan_candidates: how many of the dearest requests `tetris` may widen or give up in turn to save others.
         pod_size: ranks that `tetris` plans as one, a power of two, at least the widest group. Larger worlds are pods
@@ -54,7 +54,7 @@ class SchedulerSettings(BaseModel):
     late_limit_s: float | None = Field(default=120.0, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)
-    segment_seconds: float = Field(default=0.18, gt=0.0)
+    segment_seconds: float = Field(default=0.2, gt=0.0)
     plan_tries: int = Field(default=12, ge=1)
     plan_candidates: int = Field(default=4, ge=1)
     pod_size: int = Field(default=32, ge=1)

@@ -19,8 +19,8 @@ _FEWEST_CROWD_RANKS, _MOST_CROWD_RANKS = 8, 24
 """With more requests per rank than this, only one plan is made at a time, or one without batches: a decision must not
 take longer than a millisecond on eight ranks, and than a few on many. Fewer than 8 ranks count as 8: there it is the
 requests that take the time, and few ranks need batches sooner. More than 24 count as 24."""
-_SINGLE_TRIES = 4
-"""Batches that are tried one by one where all of them together are worse than none."""
+_TRIED_SINGLY = 64
+"""Where all batches together are worse than none, they are tried one by one in plans of so many requests altogether."""
 
 
 class Pod:
@@ -103,7 +103,7 @@ class Pod:
         best = alone
         if sum(batch.size > 1 for batch in gathered.batches) > 1:
             startable = (b for b, ready in zip(gathered.batches, gathered.ready, strict=True) if b.size > 1 and ready)
-            for batch in islice(startable, _SINGLE_TRIES):
+            for batch in islice(startable, _TRIED_SINGLY // len(alone.batches)):
                 tried = join(best, batch)
                 self._planner.plan(tried)
                 worth_tried = self._worth(tried)

@@ -204,22 +204,24 @@ def test_nobody_waits_for_a_group_for_ever(table):
     assert 0.0 < now_s < 1.5
 
 
-def test_segments_are_shorter_where_deadlines_are(table):
-    """An eighth of the time that requests have; one of many may have next to none."""
+def test_segments_are_shorter_where_slack_is(table):
+    """Less than half of it; one of many may have next to none, and who is late anyway does not count."""
 
-    def steps_with(budgets_s, segment_seconds=2.0):
-        others = [waiting(make_request(f"o{i}", 256, slo_s=budget_s), steps=20) for i, budget_s in enumerate(budgets_s)]
+    def steps_with(slacks_s, segment_seconds=2.0):
+        others = [
+            waiting(make_request(f"o{i}", 256, slo_s=20 * COLUMNS[256][3] + slack_s), steps=20)
+            for i, slack_s in enumerate(slacks_s)
+        ]
         request = waiting(make_request("r", 256, slo_s=500.0), steps=40)
-        view = idle_view([*others, request], [0], 8, 0.0)
         policy = make_policy(without_idle_work(segment_seconds=segment_seconds), table, 8)
-        policy.plan(view, 0.0)
+        policy.plan(idle_view([*others, request], [0], 8, 0.0), 0.0)
         return denoise_of(policy.plan(idle_view([request], [0], 8, 0.0), 0.0))["r"][1]
 
-    assert steps_with([]) == steps_with([16.0]) == 20
-    assert steps_with([8.0]) == steps_with([15.0]) == 10
-    assert steps_with([2.0]) == steps_with([2.0, 0.1] * 2 + [2.0] * 36) == 3
-    assert steps_with([0.001] + [16.0] * 38) == 20
-    assert steps_with([2.0], segment_seconds=0.1) == 1
+    assert steps_with([]) == steps_with([4.5]) == steps_with([-0.5]) == 20
+    assert steps_with([2.3]) == steps_with([4.3]) == 10
+    assert steps_with([0.6]) == steps_with([0.6, 0.1] * 2 + [0.6] * 36) == 3
+    assert steps_with([0.01] + [4.5] * 38) == 20
+    assert steps_with([0.6], segment_seconds=0.1) == 1
 
 
 def test_segments_are_about_as_long_as_configured(table):
