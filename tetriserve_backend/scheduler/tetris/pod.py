@@ -19,7 +19,7 @@ _FEWEST_CROWD_RANKS, _MOST_CROWD_RANKS = 8, 24
 """With more requests per rank than this, only one plan is made at a time, or one without batches: a decision must not
 take longer than a millisecond on eight ranks, and than a few on many. Fewer than 8 ranks count as 8: there it is the
 requests that take the time, and few ranks need batches sooner. More than 24 count as 24."""
-_TRIED_SINGLY = 64
+_TRIED_SINGLY = 48
 """Where all batches together are worse than none, they are tried one by one in plans of so many requests altogether."""
 
 
