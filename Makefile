@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 # The first Python on PATH that will do; set PYTHON=... to choose another.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
-# Python compiles what is imported, which is a small part of what is installed.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 SERVE_ARGS ?=
 DEMO_ARGS ?=
 PERF_ARGS ?=

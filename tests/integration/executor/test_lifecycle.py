@@ -8,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -56,11 +57,18 @@ def all_gone(processes: list[psutil.Process], timeout_s: float) -> bool:
     return not psutil.wait_procs(processes, timeout=timeout_s)[1]
 
 
-def test_killed_parent_leaves_no_process_and_no_directory(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """An empty folder for temporary files with a short path: sockets cannot lie in those that pytest makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_killed_parent_leaves_no_process_and_no_directory(tiny_model: Path, scratch: Path) -> None:
     # From standard input, so that `__main__` is no file that could be imported again.
     parent = subprocess.Popen(
         [sys.executable, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(scratch)},
     )  # fmt: skip
     assert parent.stdin is not None
     assert parent.stdout is not None
@@ -70,7 +78,7 @@ def test_killed_parent_leaves_no_process_and_no_directory(tiny_model: Path, tmp_
     assert len(pids) == 2
     left = descendants(parent.pid)
     assert {process.pid for process in left} > set(pids)
-    assert any(tmp_path.iterdir())
+    assert any(scratch.iterdir())
     # As a terminal's Ctrl-C or a service manager does it to the whole group: ranks leave that to the parent.
     for process in left:
         process.send_signal(signal.SIGINT)
@@ -80,13 +88,13 @@ def test_killed_parent_leaves_no_process_and_no_directory(tiny_model: Path, tmp_
     parent.kill()
     parent.wait()
     assert all_gone(left, timeout_s=30.0)
-    assert not list(tmp_path.iterdir())
+    assert not list(scratch.iterdir())
 
 
 def test_shutdown_leaves_nothing_and_may_be_repeated(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     before = {process.pid for process in descendants(os.getpid())}
     driver = Driver(ModelSettings(path=str(tiny_model)), TWO_RANKS).start()
     started = [process for process in descendants(os.getpid()) if process.pid not in before]
@@ -98,7 +106,7 @@ def test_shutdown_leaves_nothing_and_may_be_repeated(
     driver.do(driver.executor.shutdown())
     driver.stop()
     assert all_gone(started, timeout_s=10.0)
-    assert not list(tmp_path.iterdir())
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize(
