@@ -75,7 +75,7 @@ class ImageRequest:
         output_format: `png`, `jpeg`, `webp`, or `raw` for the pixels themselves.
         model: the name of the served model.
         num_images: how many images.
-        max_sequence_length: text tokens of the prompt; servers take the one that they were set up with.
+        max_sequence_length: text tokens of the prompt; as many as the server was set up with, or fewer.
         preview: whether progress, where it is asked for, brings small images.
         request_id: the id under which the server and its timeline know this request; must not be in use.
     """

@@ -9,7 +9,8 @@ class Request:
 
     Times are seconds on the engine's monotonic clock. `height` and `width` are pixels. `model` names the served
     model, "" where there is only one. `preview` asks for small images along with the progress. Requests of one
-    `prompt_group`, but for "", arrive together and differ in nothing but id and seed.
+    `prompt_group`, but for "", arrive together and differ in nothing but id and seed. `max_sequence_length` is how
+    many tokens T5 makes of the prompt, None for as many as the model's other requests have.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class Request:
     preview: bool = False
     model: str = ""
     prompt_group: str = ""
+    max_sequence_length: int | None = None
 
     @property
     def asks_for_guidance(self) -> bool:

@@ -296,7 +296,7 @@ class EngineCore:
                 self._end(state.request.request_id, "fail", error, out)
             return []
         for state in states:
-            state.runs_alone = True
+            state.failed_together = True
         return list(states)
 
     def _begin_roll_back(self, request_id: str, *, lost: bool = True) -> None:
@@ -368,12 +368,15 @@ class EngineCore:
     def _is_as_in_the_table(self, segment: Segment) -> bool:
         """Whether the table tells the time of such requests; of requests that have ended, nobody knows any more.
 
-        It knows nothing of previews, and of a model with guidance only what guided steps take.
+        It knows nothing of previews and of texts of other lengths, and of a model with guidance only what guided steps
+        take.
         """
         requests = [state.request for part in segment.parts if (state := self._requests.get(part.request_id))]
         is_guided = self._tables.has(segment.model) and self._tables.of(segment.model).is_guided
-        odd = any(request.preview or (is_guided and not request.asks_for_guidance) for request in requests)
-        return len(requests) == segment.batch_size and not odd
+        return len(requests) == segment.batch_size and not any(
+            request.preview or request.max_sequence_length is not None or (is_guided and not request.asks_for_guidance)
+            for request in requests
+        )
 
     def _cfg_degree(self, assignment: Assignment, request: Request) -> int:
         if assignment.kind is not SegmentKind.DENOISE:

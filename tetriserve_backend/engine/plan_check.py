@@ -29,7 +29,7 @@ def states_of(assignment: Assignment, requests: Mapping[str, RequestState], worl
         raise PlanError(f"{assignment}: needs distinct requests, at least one")
     if len({(state.request.model, state.request.height, state.request.width) for state in states}) > 1:
         raise PlanError(f"{assignment}: one batch, one model and one resolution")
-    if len(states) > 1 and any(state.runs_alone for state in states):
+    if assignment.kind is SegmentKind.DENOISE and len(states) > 1 and any(state.runs_alone for state in states):
         raise PlanError(f"{assignment}: one of the requests is to run alone")
     if (assignment.kind is SegmentKind.DENOISE) != (assignment.num_steps > 0):
         raise PlanError(f"{assignment}: steps go with denoise, and only with it")

@@ -33,4 +33,4 @@ def _siblings(request_id: str, requests: Mapping[str, RequestState]) -> Iterator
 
 
 def _can_share(state: RequestState) -> bool:
-    return not (state.sent.encoded or state.rolling_back or state.runs_alone)
+    return not (state.sent.encoded or state.rolling_back or state.failed_together)

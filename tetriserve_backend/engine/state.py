@@ -37,7 +37,7 @@ class RequestState:
 
     `done` is what has finished and has a host copy; `sent` also counts the segments in flight.
     The holders are the ranks that will have the tensors once all sent segments are over.
-    `retries` counts lost ranks; `runs_alone` is set once a forward pass that it shared has failed.
+    `retries` counts lost ranks; `failed_together` is set once work that it shared with others has failed.
     """
 
     request: Request
@@ -50,7 +50,12 @@ class RequestState:
     records: list[SegmentRecord] = field(default_factory=list)
     rolling_back: bool = False
     retries: int = 0
-    runs_alone: bool = False
+    failed_together: bool = False
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it may share no forward pass: one has failed, or its text is not as long as the others'."""
+        return self.failed_together or self.request.max_sequence_length is not None
 
     def forget_rank(self, rank: int) -> None:
         """`rank` no longer holds anything."""

@@ -10,6 +10,8 @@ class ModelFacts:
     Attributes:
         text_tokens: length of the text stream in the transformer; part of every step's cost.
         max_sequence_length: tokens that T5's prompt is padded or cut to; all or a part of `text_tokens`.
+        text_multiple: a request's T5 tokens may be any multiple of this up to `max_sequence_length`: those lengths can
+            be shared by every degree by which that can be. None: only `max_sequence_length` itself.
         shared_counts: what each sequence-parallel degree must divide, by name, besides the image tokens.
         supports_negative_prompt: whether the family has true classifier-free guidance. Where it has, a
             `guidance_scale` above 1 means two passes a step, and a placement may be split between them.
@@ -23,3 +25,4 @@ class ModelFacts:
     supports_negative_prompt: bool
     default_guidance_scale: float
     max_side: int | None = None
+    text_multiple: int | None = None

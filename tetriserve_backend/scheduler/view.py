@@ -15,7 +15,8 @@ class RequestView:
         ready_at_s: when its sent work is expected to end; in the past if none is in flight.
         placement: where it ran, or runs, last; None before its encode.
         in_flight: segments sent and not yet finished.
-        runs_alone: whether it must share no forward pass: one that it shared has failed.
+        runs_alone: whether it must share no forward pass: one that it shared has failed, or its text has a length of
+            its own.
     """
 
     request: Request

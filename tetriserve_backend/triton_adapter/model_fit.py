@@ -30,7 +30,8 @@ def fitted_to_model(
     Args:
         spec: valid by itself.
         facts: what is known of the model: `model` (its name), `max_sequence_length` and, where it matters,
-            `supports_negative_prompt` (false if absent), `default_guidance_scale` and `max_side` (pixels).
+            `text_multiple`, `supports_negative_prompt` (false if absent), `default_guidance_scale` and `max_side`
+            (pixels).
         check_resolution: raises `LatencyTableError` for a (height, width) that the model is not served at; what it says
             to be `allowed` goes to the client.
 
@@ -41,12 +42,7 @@ def fitted_to_model(
     if spec.negative_prompt and not facts.get("supports_negative_prompt", False):
         problem = f"model {name} has no true classifier-free guidance and would ignore it"
         raise InvalidRequestError("negative_prompt", problem, "none, or a model with such guidance (SD3)")
-    text_tokens = facts["max_sequence_length"]
-    if spec.max_sequence_length not in (None, text_tokens):
-        # Padding takes part in attention: another length is another image. It is also another time per step than the
-        # latency table tells, and may allow other degrees.
-        allowed = f"{text_tokens}, the length to which this server pads each prompt (model.max_sequence_length)"
-        raise InvalidRequestError("max_sequence_length", f"got {spec.max_sequence_length}", allowed)
+    text_tokens = _own_text_tokens(spec.max_sequence_length, int(str(facts["max_sequence_length"])), facts)
     max_side = facts.get("max_side")
     for field, side in (("height", spec.height), ("width", spec.width)):
         if isinstance(max_side, int) and side > max_side:
@@ -58,4 +54,19 @@ def fitted_to_model(
     guidance_scale = spec.guidance_scale
     if guidance_scale is None:
         guidance_scale = float(str(facts.get("default_guidance_scale", _DEFAULT_GUIDANCE_SCALE)))
-    return replace(spec, model=name, guidance_scale=guidance_scale)
+    return replace(spec, model=name, guidance_scale=guidance_scale, max_sequence_length=text_tokens)
+
+
+def _own_text_tokens(asked: int | None, longest: int, facts: Mapping[str, object]) -> int | None:
+    """T5's tokens of a request that are not as many as others'; padding takes part in attention, so they matter.
+
+    More than `longest` would take longer than the latency table tells; fewer take no longer.
+    """
+    multiple = facts.get("text_multiple")
+    if asked is None or asked == longest:
+        return None
+    if isinstance(multiple, int) and asked < longest and asked % multiple == 0:
+        return asked
+    shorter = f" or a smaller multiple of {multiple}" if isinstance(multiple, int) else ""
+    allowed = f"{longest}{shorter}, as this server is set up (model.max_sequence_length)"
+    raise InvalidRequestError("max_sequence_length", f"got {asked}", allowed)

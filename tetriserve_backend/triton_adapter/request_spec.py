@@ -83,6 +83,7 @@ class RequestSpec:
             preview=self.preview,
             model=self.model,
             prompt_group=self.request_id if self.num_images > 1 else "",
+            max_sequence_length=self.max_sequence_length,
         )
 
 

@@ -165,6 +165,7 @@ def _facts(name: str, model: ModelExecutor, table: LatencyTable) -> dict[str, ob
         "model_directory": str(model.model_directory),
         "text_tokens": model.facts.text_tokens,
         "max_sequence_length": model.facts.max_sequence_length,
+        "text_multiple": model.facts.text_multiple,
         "supports_negative_prompt": model.facts.supports_negative_prompt,
         "default_guidance_scale": model.facts.default_guidance_scale,
         "max_side": model.facts.max_side,

@@ -146,6 +146,16 @@ def test_only_degrees_that_divide_the_image_tokens_are_offered_and_accepted(
     assert_same_image(ours, reference(tiny_model, request, 64))
 
 
+def test_shorter_text_of_one_request_is_the_one_of_diffusers(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    assert world.executor.facts.text_multiple == 8
+    request = make_request(max_sequence_length=24)
+    ours = world.generate(request, ONE_TWO_FOUR_ONE)
+    assert_same_image(ours, reference(tiny_model, request, 24))
+    assert (ours != reference(tiny_model, request, 64)).any()
+
+
 @pytest.fixture(scope="module")
 def world_without_guidance(tiny_model_without_guidance: Path) -> Iterator[Driver]:
     driver = Driver(ModelSettings(path=str(tiny_model_without_guidance)), ExecutorSettings(world_size=4))

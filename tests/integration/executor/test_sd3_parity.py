@@ -87,6 +87,15 @@ def test_text_of_any_length_is_shared(sd35: Driver) -> None:
     assert facts.supports_negative_prompt
 
 
+def test_shorter_text_of_one_request_is_the_one_of_diffusers(
+    sd35: Driver, reference: Reference, tiny_sd35: Path
+) -> None:
+    request = make_request(guidance_scale=GUIDED, max_sequence_length=13)
+    ours = sd35.generate(request, (((0,), 1), (ALL, 2), ((2, 3), 1)), split=(1,))
+    assert_same_image(ours, reference(tiny_sd35, request, 13))
+    assert (ours != reference(tiny_sd35, request, T5_TOKENS)).any()
+
+
 def test_negative_prompt_changes_the_image(sd35: Driver) -> None:
     plain = sd35.generate(make_request(guidance_scale=GUIDED), (((0,), 4),))
     against = sd35.generate(make_request(guidance_scale=GUIDED, negative_prompt="fox"), (((0,), 4),))

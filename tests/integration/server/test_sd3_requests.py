@@ -34,7 +34,10 @@ def test_sd3_takes_negative_prompts_and_tells_its_own_limits(own_server: Callabl
 
     status = generate(server.http_url, {"op": "status"}, "denoise").metadata
     length = status["models"]["demo-sd3"]["max_sequence_length"]
-    assert generate(server.http_url, {**FIELDS, "max_sequence_length": length}).status == 200
+    shorter = generate(server.http_url, {**FIELDS, "max_sequence_length": length - 1})
+    assert np.abs(pixels_of(shorter.body) - pixels_of(plain.body)).max() > 1
+    same = generate(server.http_url, {**FIELDS, "max_sequence_length": length})
+    assert np.abs(pixels_of(same.body) - pixels_of(plain.body)).max() <= 1
     for wrong, words in (
         ({"max_sequence_length": length + 1}, f"max_sequence_length: got {length + 1}; allowed: {length}"),
         ({"width": 2048}, "width: got 2048; allowed: at most 1536 pixels with model demo-sd3"),

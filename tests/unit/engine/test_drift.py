@@ -251,6 +251,7 @@ def test_segments_that_failed_teach_nothing_and_the_policy_plans_with_what_was_l
     [
         ({}, False, 2.0),
         ({"preview": True}, False, 1.0),
+        ({"max_sequence_length": 8}, False, 1.0),
         ({"guidance_scale": 1.0}, True, 1.0),
         ({"guidance_scale": 1.0}, False, 2.0),
         ({"guidance_scale": 1.5}, True, 2.0),

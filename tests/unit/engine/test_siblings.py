@@ -57,6 +57,15 @@ def test_one_encode_serves_all_and_what_was_planned_for_the_others_is_left_out(c
     }  # fmt: skip
 
 
+def test_texts_of_another_length_are_encoded_together_but_share_no_steps(core, policy):
+    first, second = (replace(request, max_sequence_length=8) for request in THREE[:2])
+    policy.plans = [Plan((encode("r0"),))]
+    (together,) = core.handle(ev.RequestArrived(first, (second,)), 0.0)
+    assert served(together) == ["r0", "r1"]
+    finish(core, together, 1.0)
+    assert [view.runs_alone for view in policy.views[-1].requests] == [True, True]
+
+
 def test_an_image_that_lost_its_encode_has_it_again_with_those_that_lack_theirs(core, policy):
     policy.plans = [Plan(), Plan((encode("r0"),))]
     (together,) = arrive(core)

@@ -57,9 +57,22 @@ def test_negative_prompt_is_for_models_with_guidance() -> None:
 
 @pytest.mark.parametrize(("facts", "allowed"), [(FLUX, 512), (SD3, 256)])
 def test_text_length_is_the_servers(facts: dict[str, object], allowed: int) -> None:
-    fitted_to_model(spec(max_sequence_length=allowed), facts, check_resolution)
+    fitted = fitted_to_model(spec(max_sequence_length=allowed), facts, check_resolution)
+    assert fitted.to_requests()[0].max_sequence_length is None, "it may share steps with others"
     with pytest.raises(InvalidRequestError, match=f"^max_sequence_length: got 77; allowed: {allowed}, "):
         fitted_to_model(spec(max_sequence_length=77), facts, check_resolution)
+
+
+def test_shorter_text_is_served_where_all_degrees_can_share_it() -> None:
+    facts = {**FLUX, "text_multiple": 8}
+    assert (
+        fitted_to_model(spec(max_sequence_length=80), facts, check_resolution).to_requests()[0].max_sequence_length
+        == 80
+    )
+    for wrong in (77, 520):
+        message = f"^max_sequence_length: got {wrong}; allowed: 512 or a smaller multiple of 8, "
+        with pytest.raises(InvalidRequestError, match=message):
+            fitted_to_model(spec(max_sequence_length=wrong), facts, check_resolution)
 
 
 @pytest.mark.parametrize("side", ["height", "width"])

@@ -90,7 +90,9 @@ class FlowMatchModel(ABC):
     def conditioning_specs(self, request: Request) -> tuple[TensorSpec, ...]:
         """Token embeddings and a pooled one; the same again of the negative prompt if the request is guided."""
         config = self._pipeline.transformer.config
-        embeds = (1, self._facts.text_tokens, int(config.joint_attention_dim))
+        facts = self._facts
+        text_tokens = facts.text_tokens - facts.max_sequence_length + self._t5_tokens(request)
+        embeds = (1, text_tokens, int(config.joint_attention_dim))
         pooled = (1, int(config.pooled_projection_dim))
         shapes = {EMBEDS: embeds, POOLED: pooled}
         if self.is_guided(request):
@@ -155,6 +157,9 @@ class FlowMatchModel(ABC):
     @abstractmethod
     def _sigmas(self, num_steps: int) -> npt.NDArray[np.float64] | None:
         """What the pipeline hands to its noise scheduler; None leaves the noise levels to that."""
+
+    def _t5_tokens(self, request: Request) -> int:
+        return request.max_sequence_length or self._facts.max_sequence_length
 
     def _guided_velocities(
         self, inputs: Sequence[StepInput], timesteps: Sequence[torch.Tensor], split: GuidanceSplit | None

@@ -1,5 +1,6 @@
 """FLUX.1 from any directory in diffusers format, dev (with guidance) or schnell (without)."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,8 @@ class FluxModel(FlowMatchModel):
             shared_counts=counts,
             supports_negative_prompt=False,
             default_guidance_scale=_DEFAULT_GUIDANCE,
+            # Each length would have to be compiled, and takes as long as a start.
+            text_multiple=None if settings.compile else math.gcd(*counts.values()),
         )
         super().__init__(pipeline, directory, settings, device, facts)
         self._takes_guidance = bool(config.guidance_embeds)
@@ -74,7 +77,10 @@ class FluxModel(FlowMatchModel):
     def encode(self, request: Request) -> Conditioning:
         """Run T5 and CLIP on the prompt."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
-            prompt=request.prompt, prompt_2=None, device=self._device, max_sequence_length=self._facts.text_tokens
+            prompt=request.prompt,
+            prompt_2=None,
+            device=self._device,
+            max_sequence_length=self._t5_tokens(request),
         )
         return {EMBEDS: embeds, POOLED: pooled}
 
@@ -94,7 +100,7 @@ class FluxModel(FlowMatchModel):
             guidance=self._guidance(rows),
             pooled_projections=stack([row.pooled for row in rows]),
             encoder_hidden_states=stack([row.embeds for row in rows]),
-            txt_ids=self._text_ids,
+            txt_ids=self._text_ids[: self._t5_tokens(first)],
             img_ids=self._image_ids(first.height, first.width),
             joint_attention_kwargs={},
             return_dict=False,

@@ -47,9 +47,9 @@ class Sd3Model(FlowMatchModel):
             supports_negative_prompt=True,
             default_guidance_scale=_DEFAULT_GUIDANCE,
             max_side=int(config.pos_embed_max_size) * PIXELS_PER_TOKEN_SIDE,
+            text_multiple=None if settings.compile else 1,
         )
         super().__init__(pipeline, directory, settings, device, facts)
-        self._t5_tokens = t5_tokens
         self._channels = int(config.in_channels)
 
     @classmethod
@@ -92,7 +92,7 @@ class Sd3Model(FlowMatchModel):
             negative_prompt=request.negative_prompt,
             do_classifier_free_guidance=guided,
             device=self._device,
-            max_sequence_length=self._t5_tokens,
+            max_sequence_length=self._t5_tokens(request),
         )
         positive = {EMBEDS: embeds, POOLED: pooled}
         return positive | {NEGATIVE_EMBEDS: negative_embeds, NEGATIVE_POOLED: negative_pooled} if guided else positive
