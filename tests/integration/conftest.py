@@ -17,15 +17,15 @@ from tetriserve_client.local_server import LocalServer
 START_TIMEOUT_S = 300.0
 LONGEST_FIRST = (
     "docker/test_dockerfile.py",
-    "executor/test_compile.py",
-    "bench/test_bench.py",
-    "server/test_several_models.py",
-    "server/test_faults.py",
-    "executor/test_sd3_parity.py",
-    "executor/test_faults.py",
     "executor/test_lifecycle.py",
-    "clients/test_load_tools.py",
+    "server/test_faults.py",
+    "server/test_several_models.py",
+    "executor/test_compile.py",
     "clients/test_demo.py",
+    "clients/test_load_tools.py",
+    "bench/test_bench.py",
+    "executor/test_faults.py",
+    "executor/test_sd3_parity.py",
 )
 """Files that two workers must not leave for the end, where one of them would wait for the other."""
 TEST_OPTIONS = (
