@@ -7,21 +7,16 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from tetriserve_backend.domain import (
     DuplicateRequestError,
     Request,
-    Segment,
     ServerError,
     TetriserveError,
     UnavailableError,
 )
 from tetriserve_backend.engine import events as ev
+from tetriserve_backend.engine.chronicle import Chronicle
 from tetriserve_backend.engine.commands import (
     Command,
     EndRequest,
@@ -29,52 +24,18 @@ from tetriserve_backend.engine.commands import (
     ReformWorld,
     ReleaseRequest,
     RunSegment,
-    SegmentRecord,
     SetTimer,
     WarnOperator,
 )
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.executor_port import Executor, ExecutorEvent, StepProgress
 from tetriserve_backend.engine.metrics import Metric, drift_metrics, drift_status
-from tetriserve_backend.engine.timeline import (
-    TimelineWriter,
-    TraceEvent,
-    arrive_event,
-    outcome_event,
-    segment_events,
-    world_events,
-)
+from tetriserve_backend.engine.request_listener import Answer, RequestListener
+from tetriserve_backend.engine.timeline import TimelineWriter
 from tetriserve_backend.latency_table import LatencyTable
 
 _log = logging.getLogger(__name__)
 _DECISIONS_KEPT = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A finished image: `pixels` has shape (height, width, 3), times are seconds, monotonic."""
-
-    request: Request
-    pixels: npt.NDArray[np.uint8]
-    finish_s: float
-    predicted_finish_s: float
-    segments: tuple[SegmentRecord, ...]
-
-
-class RequestListener(Protocol):
-    """Who wants to know about one request. Called on the engine's loop; must not block."""
-
-    def on_progress(self, request: Request, step_index: int, preview: npt.NDArray[np.uint8] | None) -> None:
-        """Step `step_index` (from 0) is done; only for requests with `stream_progress`.
-
-        `preview`, of those with `preview`, is a small image of shape (rows, columns, 3).
-        """
-
-    def on_finish(self, answer: Answer) -> None:
-        """The image is there. Last call."""
-
-    def on_error(self, request: Request, error: TetriserveError) -> None:
-        """There will be no image. Last call."""
 
 
 class AsyncEngine:
@@ -85,11 +46,10 @@ class AsyncEngine:
     """
 
     def __init__(self, core: EngineCore, executor: Executor, timeline: TimelineWriter | None = None) -> None:
-        self._core, self._executor, self._timeline = core, executor, timeline
+        self._core, self._executor = core, executor
+        self._chronicle = Chronicle(timeline)
         self._listeners: dict[str, tuple[Request, RequestListener]] = {}
-        self._segments: dict[int, Segment] = {}
         self._decisions_s: deque[float] = deque(maxlen=_DECISIONS_KEPT)
-        self._origin_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._pump: asyncio.Task[None] | None = None
         self._progressed = asyncio.Event()
@@ -101,8 +61,7 @@ class AsyncEngine:
 
     async def start(self) -> None:
         """Begin to serve."""
-        self._origin_s = time.monotonic()
-        self._write(world_events(self._core.world_size))
+        self._chronicle.begin(self._core.world_size)
         self._pump = asyncio.create_task(self._pump_events(), name="engine")
 
     async def drain(self, timeout_s: float) -> None:
@@ -122,8 +81,7 @@ class AsyncEngine:
             self._timer.cancel()
         self._fail_listeners(UnavailableError("the server stopped before this request was done"))
         await self._executor.shutdown()
-        if self._timeline is not None:
-            self._timeline.close()
+        self._chronicle.close()
 
     # -- models ---------------------------------------------------------------------------------------
 
@@ -175,8 +133,9 @@ class AsyncEngine:
             if each.request_id in self._listeners or self._core.knows(each.request_id):
                 listener.on_error(each, DuplicateRequestError(each.request_id))
                 return
-        self._write([arrive_event(each, self._origin_s) for each in requests])
-        self._listeners.update((each.request_id, (each, listener)) for each in requests)
+        for each in requests:
+            self._chronicle.arrived(each)
+            self._listeners[each.request_id] = (each, listener)
         self._handle(ev.RequestArrived(request, siblings))
 
     def cancel(self, request_id: str) -> bool:
@@ -217,7 +176,7 @@ class AsyncEngine:
                 if isinstance(event, StepProgress):
                     self._report_progress(event)
                 else:
-                    self._note(event)
+                    self._chronicle.happened(event)
                     self._handle(event)
         except asyncio.CancelledError:
             raise
@@ -230,7 +189,7 @@ class AsyncEngine:
     def _take_back(self, guest: "_Guest") -> None:
         """Learn what happened to the ranks meanwhile, and listen to them again."""
         for event in guest.world_events:
-            self._note(event)
+            self._chronicle.happened(event)
             self._handle(event)
         if guest.failure is not None:
             self._fail(str(guest.failure))
@@ -263,14 +222,14 @@ class AsyncEngine:
     def _perform(self, command: Command) -> None:
         match command:
             case RunSegment():
-                self._segments[command.segment.segment_id] = command.segment
+                self._chronicle.sent(command.segment)
                 self._executor.run_segment(command)
             case ReleaseRequest(request_id):
                 self._executor.release(request_id)
             case FinishRequest():
                 self._finish(command)
             case EndRequest(request, outcome, error):
-                self._write([outcome_event(outcome, request.request_id, time.monotonic() - self._origin_s)])
+                self._chronicle.ended(request, outcome, time.monotonic())
                 _, listener = self._listeners.pop(request.request_id)
                 listener.on_error(request, error)
             case ReformWorld():
@@ -285,23 +244,10 @@ class AsyncEngine:
 
     def _finish(self, command: FinishRequest) -> None:
         request = command.request
-        self._write([outcome_event("finish", request.request_id, command.finish_s - self._origin_s)])
+        self._chronicle.ended(request, "finish", command.finish_s)
         pixels = self._executor.take_image(request.request_id)
         _, listener = self._listeners.pop(request.request_id)
         listener.on_finish(Answer(request, pixels, command.finish_s, command.predicted_finish_s, command.segments))
-
-    def _note(self, event: ev.Event) -> None:
-        """Keep the timeline and the log."""
-        if isinstance(event, ev.SegmentFinished):
-            segment = self._segments.pop(event.segment_id)
-            self._write(segment_events(segment, event.start_s - self._origin_s, event.end_s - self._origin_s))
-        elif isinstance(event, ev.SegmentFailed):
-            self._segments.pop(event.segment_id)
-            _log.warning("segment %d failed: %s", event.segment_id, event.reason)
-        elif isinstance(event, ev.WorkerLost):
-            _log.warning("rank %d is lost: %s; its requests go on from their host copies", event.rank, event.reason)
-        elif isinstance(event, ev.WorldFormed):
-            _log.info("ranks %s are ready", list(event.ranks))
 
     def _report_progress(self, event: StepProgress) -> None:
         entry = self._listeners.get(event.request_id)
@@ -325,11 +271,7 @@ class AsyncEngine:
             except Exception:
                 # The others must hear of it all the same.
                 _log.exception("request %s could not be told: %s", request.request_id, error)
-            self._write([outcome_event("fail", request.request_id, time.monotonic() - self._origin_s)])
-
-    def _write(self, events: list[TraceEvent]) -> None:
-        if self._timeline is not None:
-            self._timeline.write(events)
+            self._chronicle.ended(request, "fail", time.monotonic())
 
 
 class _Guest:

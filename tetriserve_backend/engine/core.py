@@ -1,6 +1,5 @@
 """The engine as a pure state machine: `EngineCore.handle(event, now_s) -> commands`."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 from tetriserve_backend.domain import (
@@ -9,8 +8,6 @@ from tetriserve_backend.domain import (
     RequestCancelledError,
     RequestFailedError,
     Segment,
-    SegmentKind,
-    SegmentPart,
     TetriserveError,
     UnavailableError,
 )
@@ -23,17 +20,17 @@ from tetriserve_backend.engine.commands import (
     ReformWorld,
     ReleaseRequest,
     RunSegment,
-    SegmentRecord,
     SetTimer,
     WarnOperator,
 )
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.drift import DriftMonitor, DriftSnapshot
-from tetriserve_backend.engine.handover import hand_over, note_sent
 from tetriserve_backend.engine.ledger import SegmentLedger
 from tetriserve_backend.engine.plan_check import states_of
-from tetriserve_backend.engine.prediction import Backlog, segment_seconds
+from tetriserve_backend.engine.prediction import tells_times_of
+from tetriserve_backend.engine.request_book import RequestBook
 from tetriserve_backend.engine.roster import ModelRoster
+from tetriserve_backend.engine.segment_maker import SegmentMaker
 from tetriserve_backend.engine.siblings import encoded_once
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.engine.views import ViewKeeper
@@ -64,11 +61,11 @@ class EngineCore:
         self._world = WorldState(world_size)
         self._ledger = SegmentLedger()
         self._views = ViewKeeper(self._ledger, settings)
-        self._backlog = Backlog(self._tables)
         self._admission = Admission(policy, self._tables, settings.admission)
         self._drift = DriftMonitor(self._tables, world_size, settings.drift)
-        self._requests: dict[str, RequestState] = {}
-        self._next_segment_id = 0
+        self._book = RequestBook(self._tables, self._views)
+        self._requests = self._book.states
+        self._maker = SegmentMaker(self._tables, self._ledger)
         self._roster = ModelRoster(self._tables)
         self._draining = self._is_resting = False
         self._timer_at_s: float | None = None
@@ -91,7 +88,7 @@ class EngineCore:
 
     def serves_any(self, model: str) -> bool:
         """Whether a request for that model is here, or a segment of it in flight."""
-        return bool(self._requests_for(model)) or self._ledger.holds(model)
+        return bool(self._book.of_model(model)) or self._ledger.holds(model)
 
     @property
     def world_size(self) -> int:
@@ -168,7 +165,7 @@ class EngineCore:
                 # Its segments will be reported as failed; until then their requests must not be planned on
                 # from a state that never came to be.
                 for request_id in self._ledger.requests_behind(rank):
-                    self._begin_roll_back(request_id)
+                    self._book.begin_roll_back(request_id)
             case ev.WorkerReady(rank):
                 self._world.load(rank)
             case ev.WorldFormed(ranks):
@@ -181,7 +178,7 @@ class EngineCore:
             case ev.ModelClosing(model):
                 self._roster.close(model)
             case ev.ModelRemoved(model, reason):
-                self._abort(self._requests_for(model), reason, out)
+                self._abort(self._book.of_model(model), reason, out)
                 self._roster.remove(model)
 
     # -- requests -------------------------------------------------------------------------------------
@@ -199,20 +196,13 @@ class EngineCore:
         if error is not None:
             out.append(EndRequest(request, "reject", error))
             return
-        state = self._requests[request.request_id] = RequestState(request, math.inf)
-        self._views.show(state, now_s)
-        ahead_gpu_s = self._backlog.gpu_seconds
+        ahead_gpu_s = self._book.gpu_seconds
+        state = self._book.enter(request, now_s)
         state.predicted_finish_s = self._admission.predict_finish_s(self.view(now_s), request, ahead_gpu_s, now_s)
         refusal = self._admission.refusal(request, state.predicted_finish_s)
         if refusal is not None:
-            del self._requests[request.request_id]
-            self._views.hide(request.request_id)
+            self._book.leave(request.request_id)
             out.append(EndRequest(request, "reject", refusal))
-            return
-        self._backlog.update(state)
-
-    def _requests_for(self, model: str) -> list[str]:
-        return [request_id for request_id, state in self._requests.items() if state.request.model == model]
 
     def _abort(self, request_ids: Iterable[str], reason: str, out: list[Command]) -> None:
         for request_id in request_ids:
@@ -220,16 +210,12 @@ class EngineCore:
 
     def _end(self, request_id: str, outcome: str, error: TetriserveError, out: list[Command]) -> None:
         # Segments of it that are in flight run out by themselves; their results find no request.
-        state = self._requests.pop(request_id)
-        self._backlog.remove(request_id)
-        self._views.hide(request_id)
+        state = self._book.leave(request_id)
         out.append(EndRequest(state.request, outcome, error))
         out.append(ReleaseRequest(request_id))
 
     def _complete(self, state: RequestState, finish_s: float, out: list[Command]) -> None:
-        del self._requests[state.request.request_id]
-        self._backlog.remove(state.request.request_id)
-        self._views.hide(state.request.request_id)
+        self._book.leave(state.request.request_id)
         out.append(FinishRequest(state.request, finish_s, state.predicted_finish_s, tuple(state.records)))
         out.append(ReleaseRequest(state.request.request_id))
 
@@ -237,32 +223,25 @@ class EngineCore:
 
     def _finish_segment(self, event: ev.SegmentFinished, now_s: float, out: list[Command]) -> None:
         segment = self._ledger.take(event.segment_id, now_s)
-        if segment is not None and self._is_as_in_the_table(segment):
+        if segment is None:
+            return
+        if self._is_told_by_the_table(segment):
             out.extend(map(WarnOperator, self._drift.observe(segment, event.start_s, event.end_s, now_s)))
             self._views.slow_down(self._drift.slow_ranks)
-        for part in segment.parts if segment else ():
+        for part in segment.parts:
             state = self._requests.get(part.request_id)
-            if segment is None or state is None:
+            if state is None:
                 continue
-            state.done = state.done.after(segment.kind, part.num_steps)
-            self._backlog.update(state)
-            ranks, kind = segment.placement.ranks, segment.kind.value
-            state.records.append(
-                SegmentRecord(
-                    kind,
-                    ranks,
-                    part.first_step,
-                    part.num_steps,
-                    event.start_s,
-                    event.end_s,
-                    segment.batch_size,
-                    segment.cfg_degree,
-                )
-            )
+            self._book.go_on(state, segment, part, (event.start_s, event.end_s))
             if state.rolling_back and not self._ledger.depth(part.request_id):
-                self._roll_back(state, now_s)
+                self._book.roll_back(state, now_s)
             if state.done.decoded:
                 self._complete(state, now_s, out)
+
+    def _is_told_by_the_table(self, segment: Segment) -> bool:
+        """Whether the table tells what this took; of requests that have ended, nobody knows any more."""
+        requests = [state.request for part in segment.parts if (state := self._requests.get(part.request_id))]
+        return len(requests) == segment.batch_size and tells_times_of(self._tables.of(segment.model), requests)
 
     def _fail_segment(self, event: ev.SegmentFailed, now_s: float, out: list[Command]) -> None:
         behind = self._ledger.requests_behind_segment(event.segment_id)
@@ -275,13 +254,13 @@ class EngineCore:
         # What the end of one request took from the others of its batch says nothing about their ranks.
         lost = event.retryable and len(states) == segment.batch_size
         for request_id in behind:
-            self._begin_roll_back(request_id, lost=lost)
+            self._book.begin_roll_back(request_id, lost=lost)
         for state in states:
             if state.retries > self._settings.max_retries:
                 times = f"its ranks were lost {state.retries} times, last: {event.reason}"
                 self._end(state.request.request_id, "fail", RequestFailedError(times), out)
             elif not self._ledger.depth(state.request.request_id):
-                self._roll_back(state, now_s)
+                self._book.roll_back(state, now_s)
 
     def _blame(
         self, segment: Segment, states: Sequence[RequestState], reason: str, out: list[Command]
@@ -298,21 +277,6 @@ class EngineCore:
         for state in states:
             state.failed_together = True
         return list(states)
-
-    def _begin_roll_back(self, request_id: str, *, lost: bool = True) -> None:
-        """Plan no more of a request until all that was sent of it is reported.
-
-        Counts as one retry if it was `lost` with its ranks.
-        """
-        state = self._requests.get(request_id)
-        if state is not None and not state.rolling_back:
-            state.rolling_back = True
-            state.retries += lost
-            self._views.hide(request_id)
-
-    def _roll_back(self, state: RequestState, now_s: float) -> None:
-        state.roll_back()
-        self._views.show_again(self._requests.values(), now_s)
 
     # -- planning -------------------------------------------------------------------------------------
 
@@ -343,50 +307,5 @@ class EngineCore:
 
     def _send(self, assignment: Assignment, now_s: float) -> RunSegment:
         states = states_of(assignment, self._requests, self._world)
-        kind, placement, request = assignment.kind, assignment.placement, states[0].request
-        parts = tuple(self._part(state, assignment) for state in states)
-        segment = Segment(
-            self._next_segment_id,
-            kind,
-            parts,
-            placement,
-            request.height,
-            request.width,
-            request.model,
-            self._cfg_degree(assignment, request),
-        )
-        self._next_segment_id += 1
-        sources = tuple(hand_over(state, kind, placement) for state in states)
-        expected_s = segment_seconds(self._tables, segment) * self._drift.slowness(placement.ranks)
-        self._ledger.send(segment, expected_s, now_s)
-        for state, part in zip(states, parts, strict=True):
-            note_sent(state, kind, placement)
-            state.sent = state.sent.after(kind, part.num_steps)
-            state.placement = placement
-        return RunSegment(segment, tuple(state.request for state in states), sources, expected_s)
-
-    def _is_as_in_the_table(self, segment: Segment) -> bool:
-        """Whether the table tells the time of such requests; of requests that have ended, nobody knows any more.
-
-        It knows nothing of previews and of texts of other lengths, and of a model with guidance only what guided steps
-        take.
-        """
-        requests = [state.request for part in segment.parts if (state := self._requests.get(part.request_id))]
-        is_guided = self._tables.has(segment.model) and self._tables.of(segment.model).is_guided
-        return len(requests) == segment.batch_size and not any(
-            request.preview or request.max_sequence_length is not None or (is_guided and not request.asks_for_guidance)
-            for request in requests
-        )
-
-    def _cfg_degree(self, assignment: Assignment, request: Request) -> int:
-        if assignment.kind is not SegmentKind.DENOISE:
-            return 1
-        shape, degree = (request.height, request.width), assignment.placement.sp_degree
-        return self._tables.of(request.model).cfg_degree(*shape, degree, len(assignment.request_ids))
-
-    @staticmethod
-    def _part(state: RequestState, assignment: Assignment) -> SegmentPart:
-        if assignment.kind is not SegmentKind.DENOISE:
-            return SegmentPart(state.request.request_id)
-        steps = min(assignment.num_steps, state.request.num_steps - state.sent.steps)
-        return SegmentPart(state.request.request_id, state.sent.steps, steps)
+        slowness = self._drift.slowness(assignment.placement.ranks)
+        return self._maker.make(assignment, states, slowness, now_s)

@@ -1,5 +1,7 @@
 """How long work should take, and when a new request can be expected to finish."""
 
+from collections.abc import Iterable
+
 from tetriserve_backend.domain import Request, Segment, SegmentKind
 from tetriserve_backend.engine.state import RequestState
 from tetriserve_backend.latency_table import LatencyTable, LatencyTables, work_of
@@ -15,6 +17,20 @@ def work_seconds(table: LatencyTable, segment: Segment) -> float:
     """Seconds that a segment's ranks work at it, as they report them: without dispatch."""
     times = segment.num_steps if segment.kind is SegmentKind.DENOISE else 1
     return times * table.seconds(work_of(segment))
+
+
+def tells_times_of(table: LatencyTable, requests: Iterable[Request]) -> bool:
+    """Whether the table tells the times of such requests.
+
+    It knows nothing of previews and of texts of other lengths, and of a model with guidance only what guided steps
+    take.
+    """
+    return not any(
+        request.preview
+        or request.max_sequence_length is not None
+        or (table.is_guided and not request.asks_for_guidance)
+        for request in requests
+    )
 
 
 def fastest_latency_s(table: LatencyTable, height: int, width: int, num_steps: int) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tetriserve_backend.domain import DuplicateRequestError, Request, TetriserveError
-from tetriserve_backend.engine.async_engine import Answer
+from tetriserve_backend.engine.request_listener import Answer
 from tetriserve_backend.triton_adapter.outbox import NO_PIXELS, Outbox
 from tetriserve_backend.triton_adapter.request_spec import RENDERING_KEY, RequestSpec, dump_rendering
 from tetriserve_backend.triton_adapter.response_metadata import image_metadata, progress_metadata

@@ -1,7 +1,7 @@
 """The metadata of progress and of finished images, as far as denoise knows it."""
 
-from tetriserve_backend.engine.async_engine import Answer
 from tetriserve_backend.engine.commands import SegmentRecord
+from tetriserve_backend.engine.request_listener import Answer
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 
 _DIGITS = 6

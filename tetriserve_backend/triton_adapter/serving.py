@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tetriserve_backend.domain import Request
-from tetriserve_backend.engine.async_engine import RequestListener
 from tetriserve_backend.engine.metrics import Metric
+from tetriserve_backend.engine.request_listener import RequestListener
 
 
 class Engine(Protocol):

@@ -8,10 +8,11 @@ from typing import Any
 
 from tests.integration.executor.driver import EVENT_TIMEOUT_S, Driver
 from tetriserve_backend.domain import Assignment, Placement, Plan, Request, SegmentKind, TetriserveError
-from tetriserve_backend.engine.async_engine import Answer, AsyncEngine
+from tetriserve_backend.engine.async_engine import AsyncEngine
 from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
+from tetriserve_backend.engine.request_listener import Answer
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView

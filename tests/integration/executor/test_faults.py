@@ -14,9 +14,9 @@ from tests.integration.executor.driver import CREATE, RESIDENT, Driver, broadcas
 from tests.integration.executor.served_by_engine import ServedByEngine
 from tests.integration.executor.test_parity import ALL, assert_same_image
 from tetriserve_backend.domain import Request, RequestFailedError
-from tetriserve_backend.engine.async_engine import Answer
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, WorkerLost, WorkerReady
 from tetriserve_backend.engine.executor_port import StepProgress
+from tetriserve_backend.engine.request_listener import Answer
 
 NEVER_FITS = 2**70
 """A seed that no generator takes: the work itself raises, on every rank of the segment."""

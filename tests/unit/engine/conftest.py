@@ -2,8 +2,11 @@
 
 import pytest
 
-from tetriserve_backend.domain import Request
+from tetriserve_backend.domain import Plan, Request
+from tetriserve_backend.engine.config import EngineSettings
+from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.scheduler.view import SchedulerView
 
 STEP_S = {256: (0.1, 0.08, 0.07), 512: (0.4, 0.2, 0.1)}
 
@@ -31,6 +34,30 @@ def table() -> LatencyTable:
         },
         origin="test",
     )
+
+
+class ScriptedPolicy:
+    """Plays plans that the test wrote; an empty plan once they are used up."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+        self.views: list[SchedulerView] = []
+
+    def plan(self, view: SchedulerView, now_s: float) -> Plan:
+        self.views.append(view)
+        return self.plans.pop(0) if self.plans else Plan()
+
+
+@pytest.fixture
+def policy() -> ScriptedPolicy:
+    return ScriptedPolicy()
+
+
+@pytest.fixture
+def core(policy: ScriptedPolicy, table: LatencyTable) -> EngineCore:
+    return EngineCore(policy, table, 4, EngineSettings(max_retries=1))
 
 
 def make_request(request_id: str = "r0", side: int = 256, arrival_s: float = 0.0, slo_s: float = 5.0) -> Request:

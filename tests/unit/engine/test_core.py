@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.unit.engine.conftest import make_request
+from tests.unit.engine.conftest import ScriptedPolicy, make_request
 from tetriserve_backend.domain import (
     Assignment,
     InvalidRequestError,
@@ -29,22 +29,7 @@ from tetriserve_backend.engine.commands import (
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.plan_check import PlanError
-from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.view import SchedulerView
-
-
-class ScriptedPolicy:
-    """Plays plans that the test wrote; an empty plan once they are used up."""
-
-    name = "scripted"
-
-    def __init__(self) -> None:
-        self.plans: list[Plan] = []
-        self.views: list[SchedulerView] = []
-
-    def plan(self, view: SchedulerView, now_s: float) -> Plan:
-        self.views.append(view)
-        return self.plans.pop(0) if self.plans else Plan()
 
 
 def encode(request_id: str, rank: int = 0) -> Assignment:
@@ -57,16 +42,6 @@ def denoise(request_id: str, ranks: tuple[int, ...], steps: int) -> Assignment:
 
 def decode(request_id: str, rank: int) -> Assignment:
     return Assignment(SegmentKind.DECODE, (request_id,), Placement((rank,)))
-
-
-@pytest.fixture
-def policy() -> ScriptedPolicy:
-    return ScriptedPolicy()
-
-
-@pytest.fixture
-def core(policy: ScriptedPolicy, table: LatencyTable) -> EngineCore:
-    return EngineCore(policy, table, 4, EngineSettings(max_retries=1))
 
 
 def run(core: EngineCore, policy: ScriptedPolicy, request: Request, *assignments: Assignment) -> list[RunSegment]:

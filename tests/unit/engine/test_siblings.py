@@ -5,29 +5,18 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.engine.conftest import make_request
-from tests.unit.engine.test_core import ScriptedPolicy, denoise, encode, fail, finish
+from tests.unit.engine.test_core import denoise, encode, fail, finish
 from tetriserve_backend.domain import Plan, SegmentKind
 from tetriserve_backend.engine import events as ev
 from tetriserve_backend.engine.commands import EndRequest, RunSegment, SourceKind
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
-from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.virtual_world import VirtualWorld
 
 THREE = tuple(replace(make_request(f"r{index}"), prompt_group="r") for index in range(3))
 OTHER = replace(make_request("other"), prompt_group="other")
-
-
-@pytest.fixture
-def policy() -> ScriptedPolicy:
-    return ScriptedPolicy()
-
-
-@pytest.fixture
-def core(policy: ScriptedPolicy, table: LatencyTable) -> EngineCore:
-    return EngineCore(policy, table, 4, EngineSettings(max_retries=1))
 
 
 def arrive(core: EngineCore) -> list[RunSegment]:

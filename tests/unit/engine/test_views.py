@@ -67,4 +67,4 @@ def test_a_prediction_counts_the_work_ahead_and_forgets_what_is_done(table: Late
     core = EngineCore(make_policy(SchedulerSettings(policy="fixed-sp1"), table, 4), table, 4, EngineSettings())
     finishes = {o.request.request_id: o.predicted_finish_s for o in VirtualWorld(core, table, 4).run(one_ahead)}
     assert finishes["r1"] == alone_s + (0.02 + 5 * 0.4 + 0.05) / 4
-    assert core._backlog.gpu_seconds == 0.0
+    assert core._book.gpu_seconds == 0.0

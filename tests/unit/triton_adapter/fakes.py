@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tetriserve_backend.domain import DuplicateRequestError, Request, RequestCancelledError, TetriserveError
-from tetriserve_backend.engine.async_engine import Answer, RequestListener
 from tetriserve_backend.engine.commands import SegmentRecord
+from tetriserve_backend.engine.request_listener import Answer, RequestListener
 
 FINAL = 1
 
