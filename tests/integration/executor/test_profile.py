@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -25,8 +26,9 @@ from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import ProfileSettings
 
 SETTINGS = ProfileSettings(resolutions=((64, 64), (128, 128)), batches=(1, 2), repeats=4, rounds=2)
-# Two profiles may differ by a factor of two on a machine where others work too; alone, 1.2 was the most.
-FLOOR = 1.0
+# A machine where others work too runs in bursts: one entry of two profiles may differ by a factor of two (alone, 1.2
+# was the most), but half of them by no more than this.
+FLOOR, USUAL = 1.0, 0.3
 PROFILES = 4
 COMMAND = [sys.executable, "-m", "tetriserve_backend.cli.app", "profile"]
 TIMEOUT_S = 120.0
@@ -47,6 +49,13 @@ async def measure_moves(executor: ModelExecutor) -> list[MoveCost]:
     return await profiler.measure_moves([1, 2])
 
 
+def agree(first: TableDocument, second: TableDocument) -> bool:
+    """Whether two profiles could be of one machine."""
+    comparison = compare(first, second, FLOOR)
+    usual = statistics.median(pair.distance for pair in comparison.pairs) - 1.0
+    return comparison.disagreeing == 0 and usual <= USUAL
+
+
 async def with_ranks(model: Path) -> tuple[list[TableDocument], TableDocument, list[MoveCost]]:
     """Profiles until two in a row agree, one in which a rank dies, and hand-overs."""
     executor = ModelExecutor.alone(ModelSettings(path=str(model)), ExecutorSettings(world_size=2))
@@ -58,7 +67,7 @@ async def with_ranks(model: Path) -> tuple[list[TableDocument], TableDocument, l
     await executor.start()
     try:
         profiles = [await measure(executor)]
-        while len(profiles) < PROFILES and (len(profiles) < 2 or compare(*profiles[-2:], FLOOR).disagreeing):
+        while len(profiles) < PROFILES and (len(profiles) < 2 or not agree(*profiles[-2:])):
             profiles.append(await measure(executor))
         return profiles, await measure(executor, kill_a_rank), await measure_moves(executor)
     finally:
@@ -69,7 +78,7 @@ async def with_ranks(model: Path) -> tuple[list[TableDocument], TableDocument, l
 def test_profiles_of_one_machine_agree_and_survive_a_lost_rank(tiny_model: Path) -> None:
     profiles, survivor, moves = asyncio.run(with_ranks(tiny_model))
     comparison = compare(*profiles[-2:], FLOOR)
-    assert comparison.disagreeing == 0, comparison.pairs
+    assert agree(*profiles[-2:]), comparison.pairs
     # Steps of two shapes, two batches and two degrees; encodes of two batches; decodes of two shapes.
     assert len(comparison.pairs) == 12
     for document in (profiles[0], survivor):
