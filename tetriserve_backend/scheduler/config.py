@@ -40,6 +40,9 @@ class SchedulerSettings(BaseModel):
         batch_patience_s: how long a request of `tetris` may idle until another one's segment ends, to share passes
             with it; 0 batches only what is ready at the same time. Longer saves more GPU-seconds and spends more
             slack, so nobody waits while somebody's deadline is given up.
+        batch_reserve: share of the time that a batch still needs by which `tetris` plans it to be early: for ranks
+            whose pace changes from second to second. There a batch that ends just late misses several deadlines,
+            where one after the other the first would have been in time. Costs batches where ranks are steady.
         max_segment_steps: steps that the policies without rounds send at a time; a request can be cancelled,
             and resumes after a lost rank, between two segments.
     """
@@ -60,6 +63,7 @@ class SchedulerSettings(BaseModel):
     pod_size: int = Field(default=32, ge=1)
     max_batch: int = Field(default=4, ge=1)
     batch_patience_s: float = Field(default=0.25, ge=0.0)
+    batch_reserve: float = Field(default=0.0, ge=0.0)
     max_segment_steps: int = Field(default=5, ge=1)
 
     @field_validator("pod_size")

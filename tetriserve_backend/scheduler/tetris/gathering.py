@@ -87,7 +87,7 @@ class Gatherer:
     def _is_in_time(self, batch: Batch, size: int, start_s: float) -> bool:
         """Whether the members can be in time on ranks of their own, at the pace of a batch of `size`."""
         costs = self._shapes.costs(self._shapes.row(batch.request, size))
-        return start_s + batch.remaining_steps * costs.fastest.step_s <= due_s(batch, costs)
+        return start_s + batch.remaining_steps * costs.fastest.step_s <= due_s(batch, costs, self._shapes.batch_reserve)
 
 
 def _shape(batch: Batch) -> tuple[str, int, int]:

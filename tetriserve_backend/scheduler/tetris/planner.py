@@ -113,7 +113,9 @@ class Planner:
         batch = Batch((view,))
         row = self._shapes.row(view.request)
         work = (float(view.remaining_steps), self._shapes.speeds(row))
-        cost, _, _, _ = try_place(self._left, self._tried, now_s, due_s(batch, self._shapes.costs(row)), work)
+        cost, _, _, _ = try_place(
+            self._left, self._tried, now_s, due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve), work
+        )
         return cost if cost >= 0.0 else math.inf
 
     def keep_added(self) -> None:
@@ -127,14 +129,22 @@ class Planner:
         if not self.saved[index]:
             ready_s = max(situation.now_s, 0.0 if situation.ready[index] else batch.ready_at_s)
             end_s = earliest_end(self._left, ready_s, float(batch.remaining_steps), self._shapes.speeds(row))
-        return end_s + batch.request.deadline_s - _MARGIN_S - due_s(batch, self._shapes.costs(row))
+        return (
+            end_s
+            + batch.request.deadline_s
+            - _MARGIN_S
+            - due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
+        )
 
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
         now_s, batches, table = situation.now_s, situation.batches, self._shapes.table
         ready_s = np.array([max(batch.ready_at_s, now_s) for batch in batches])
         deadlines_s = np.array(
-            [due_s(batch, self._shapes.costs(row)) for batch, row in zip(batches, self.rows, strict=True)]
+            [
+                due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
+                for batch, row in zip(batches, self.rows, strict=True)
+            ]
         )
         steps = np.array([float(batch.remaining_steps) for batch in batches])
         rows = np.array(self.rows, np.int64)
@@ -161,11 +171,16 @@ def _packing(count: int, left: Profile) -> Packing:
     return Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), np.zeros(count), left)
 
 
-def due_s(batch: Batch, costs: ShapeCosts) -> float:
+def due_s(batch: Batch, costs: ShapeCosts, reserve: float) -> float:
     """When the last step of a batch must end; encodes that are still due are taken off the time left.
 
     A member that is done before the others is so in time if the steps behind its last one, which take a known
     time at least, end no more than that behind its own deadline.
+
+    Args:
+        batch: the batch; one member is the usual case.
+        costs: of batches of that size.
+        reserve: share of the remaining time of several members that is planned on top.
     """
     if batch.size == 1:
         (member,) = batch.members
@@ -173,6 +188,7 @@ def due_s(batch: Batch, costs: ShapeCosts) -> float:
         return member.request.deadline_s - costs.decode_s - encode_s - _MARGIN_S
     last = batch.remaining_steps
     around_s = batch.num_encodes * costs.encode_s + batch.size * costs.decode_s + _MARGIN_S
+    around_s += reserve * last * costs.fastest.step_s
     ends_s = (m.request.deadline_s + (last - m.remaining_steps) * costs.fastest.step_s for m in batch.members)
     return min(ends_s) - around_s
 

@@ -26,7 +26,7 @@ class TetrisPolicy:
 
     def __init__(self, settings: SchedulerSettings, model: CostModel, world_size: int) -> None:
         pod_size = min(settings.pod_size, world_size)
-        shapes = self._shapes = ShapeRows(model, settings.segment_seconds)
+        shapes = self._shapes = ShapeRows(model, settings.segment_seconds, settings.batch_reserve)
         self._segment_length = SegmentLength(settings.segment_seconds, shapes)
         gatherer = Gatherer(shapes, settings.max_batch, settings.batch_patience_s)
         use_idle = settings.elastic_scale_up

@@ -20,9 +20,11 @@ class ShapeRows:
     Args:
         model: what shapes cost.
         segment_s: how long a segment should take at most.
+        batch_reserve: as in `SchedulerSettings`.
     """
 
-    def __init__(self, model: CostModel, segment_s: float) -> None:
+    def __init__(self, model: CostModel, segment_s: float, batch_reserve: float = 0.0) -> None:
+        self.batch_reserve = batch_reserve
         self._model, self._longest_segment_s, self._segment_s = model, segment_s, segment_s
         self._version = model.version
         self._rows: dict[tuple[str, int, int, int], int] = {}

@@ -76,6 +76,10 @@ def test_who_would_be_late_in_a_batch_runs_alone(table):
     assert sorted(ids for ids, _ in batches_of(table, [hurry, calm])) == [("calm",), ("hurry",)]
     eased = waiting(make_request("hurry", 256, slo_s=1.25), steps=10)
     assert batches_of(table, [eased, calm])[0][0] == ("hurry", "calm")
+    careful = TETRIS.model_copy(update={"batch_reserve": 0.25})
+    assert sorted(ids for ids, _ in batches_of(table, [eased, calm], settings=careful)) == [("calm",), ("hurry",)]
+    at_ease = waiting(make_request("hurry", 256, slo_s=1.55), steps=10)
+    assert batches_of(table, [at_ease, calm], settings=careful)[0][0] == ("hurry", "calm")
 
 
 def test_a_batch_that_costs_more_than_it_saves_keeps_no_other_from_forming():
