@@ -32,7 +32,11 @@ _TEXT_TOKENS = 16
 """Of T5, for each prompt: the fewer there are, the more of a pass is reading weights, which a batch does once."""
 
 _IMAGES_PER_KIND = 4
-_VARIANTS: dict[str, tuple[str, ...]] = {"with batches": (), "without": ("--set", "scheduler.max_batch=1")}
+_VARIANTS: dict[str, tuple[str, ...]] = {
+    "with batches": ("--set", "scheduler.batch_reserve=0.4"),
+    "without": ("--set", "scheduler.max_batch=1"),
+}
+"""Options of the servers. The pace of CPU ranks changes from second to second, so batches keep a reserve."""
 _RANKS = 2
 _TIMEOUT_S = 300.0
 
@@ -44,6 +48,15 @@ class Arrival:
     at_s: float
     image: str
     request: ImageRequest
+
+    @property
+    def request_id(self) -> str:
+        """Under which the answer comes."""
+        return str(self.request.request_id)
+
+    def renamed(self, request_id: str) -> "Arrival":
+        """The same under another id, which no trace before has used."""
+        return replace(self, request=replace(self.request, request_id=request_id))
 
 
 def make_images(seed: int, steps: int) -> dict[str, ImageRequest]:
@@ -80,10 +93,9 @@ def make_trace(
     names = rng.choices(list(images), weights, k=requests)
     rate = load / statistics.fmean(alone_s[name] for name in names)
     trace, now_s = [], 0.0
-    for index, name in enumerate(names):
+    for name in names:
         now_s += rng.expovariate(rate)
-        request = replace(images[name], request_id=f"{seed}-{index}", slo_s=scale * alone_s[name])
-        trace.append(Arrival(now_s, name, request))
+        trace.append(Arrival(now_s, name, replace(images[name], slo_s=scale * alone_s[name])))
     return trace
 
 
@@ -128,7 +140,7 @@ async def replay(url: str, trace: Sequence[Arrival]) -> Answers:
                 return error
 
         answers = await asyncio.gather(*(send(arrival) for arrival in trace))
-    return {str(arrival.request.request_id): answer for arrival, answer in zip(trace, answers, strict=True)}
+    return {arrival.request_id: answer for arrival, answer in zip(trace, answers, strict=True)}
 
 
 def measure_tables(out: Path, console: Console) -> dict[str, Path]:
@@ -159,8 +171,8 @@ def measure_tables(out: Path, console: Console) -> dict[str, Path]:
 
 def batching(
     *,
-    seeds: Annotated[int, typer.Option(min=1, help="Traces, with seeds from 1 on.")] = 3,
-    requests: Annotated[int, typer.Option(min=1, help="Of each trace.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Traces, with seeds from 1 on.")] = 4,
+    requests: Annotated[int, typer.Option(min=1, help="Of each trace, which each server has twice.")] = 100,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 16,
     load: Annotated[float, typer.Option(help="Arrivals over what one request after the other would allow.")] = 2.5,
     slo_scale: Annotated[float, typer.Option(help="SLO over the latency alone.")] = 4.0,
@@ -201,10 +213,13 @@ def batching(
                 asyncio.run(warm_up(server.grpc_url, images))
             wanted = alone["without"]
             trace = make_trace(images, typical_s(wanted), seed=seed, requests=requests, load=load, scale=slo_scale)
-            wanted_of = {str(arrival.request.request_id): wanted[arrival.image] for arrival in trace}
-            # Whoever is second finds a machine of another mood, so they take turns in that too.
-            for name, server in list(servers.items())[:: 1 if seed % 2 else -1]:
-                scores[seed, name] = score(asyncio.run(replay(server.grpc_url, trace)), wanted_of)
+            # A machine has moods, so one server has its turns before the other's and behind them, and then the other.
+            names = list(servers)[:: 1 if seed % 2 else -1]
+            for turn, name in enumerate([*names, *reversed(names)]):
+                mine = [arrival.renamed(f"{seed}-{turn}-{index}") for index, arrival in enumerate(trace)]
+                answers = asyncio.run(replay(servers[name].grpc_url, mine))
+                found = score(answers, {arrival.request_id: wanted[arrival.image] for arrival in mine})
+                scores[seed, name] = scores[seed, name] + found if (seed, name) in scores else found
     problems = {
         name: find_problems(json.loads(path.read_text())["traceEvents"], _RANKS) for name, path in timelines.items()
     }
