@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ import pytest
 
 from tetriserve_backend.cli.timeline_check import find_problems
 from tetriserve_client.local_server import LocalServer
+
+# A shell starts its background jobs with SIGINT ignored, and whatever they start inherits that: Ctrl-C would be lost on
+# the processes under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_TIMEOUT_S = 300.0
 LONGEST_FIRST = (
