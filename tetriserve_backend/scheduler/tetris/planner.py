@@ -113,9 +113,7 @@ class Planner:
         batch = Batch((view,))
         row = self._shapes.row(view.request)
         work = (float(view.remaining_steps), self._shapes.speeds(row))
-        cost, _, _, _ = try_place(
-            self._left, self._tried, now_s, due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve), work
-        )
+        cost, _, _, _ = try_place(self._left, self._tried, now_s, self._due_s(batch, row), work)
         return cost if cost >= 0.0 else math.inf
 
     def keep_added(self) -> None:
@@ -129,23 +127,13 @@ class Planner:
         if not self.saved[index]:
             ready_s = max(situation.now_s, 0.0 if situation.ready[index] else batch.ready_at_s)
             end_s = earliest_end(self._left, ready_s, float(batch.remaining_steps), self._shapes.speeds(row))
-        return (
-            end_s
-            + batch.request.deadline_s
-            - _MARGIN_S
-            - due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
-        )
+        return end_s + batch.request.deadline_s - _MARGIN_S - self._due_s(batch, row)
 
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
         now_s, batches, table = situation.now_s, situation.batches, self._shapes.table
         ready_s = np.array([max(batch.ready_at_s, now_s) for batch in batches])
-        deadlines_s = np.array(
-            [
-                due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
-                for batch, row in zip(batches, self.rows, strict=True)
-            ]
-        )
+        deadlines_s = np.array([self._due_s(batch, row) for batch, row in zip(batches, self.rows, strict=True)])
         steps = np.array([float(batch.remaining_steps) for batch in batches])
         rows = np.array(self.rows, np.int64)
         weights = np.array([batch.size for batch in batches])
@@ -153,6 +141,9 @@ class Planner:
         left_out = deadlines_s - ready_s - steps / fastest < -1e-9
         order = np.argsort(deadlines_s, kind="stable")
         return Requests(order, left_out, ready_s, deadlines_s, steps, rows, weights, np.zeros_like(rows))
+
+    def _due_s(self, batch: Batch, row: int) -> float:
+        return due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
 
     def _make_room(self, intervals: int) -> None:
         # Room for a few more, since the profile takes turns with the one that is tried.
