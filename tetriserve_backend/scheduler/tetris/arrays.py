@@ -89,3 +89,12 @@ class Packing(NamedTuple):
     until_s: Floats
     end_s: Floats
     left: Profile
+
+
+class Marks(NamedTuple):
+    """What is free before each `stride`-th request of a packing, from the first on: one row per mark (`Profile`)."""
+
+    stride: int
+    times: Floats
+    free: Ints
+    sizes: Ints

@@ -94,7 +94,7 @@ class Fleet:
     # -- what changed ---------------------------------------------------------------------------------
 
     def _note_ranks(self, view: SchedulerView) -> None:
-        current = {id(rank): rank for rank in view.ranks}
+        current = dict(zip(map(id, view.ranks), view.ranks, strict=True))
         for key in current.keys() - self._seen_ranks.keys():
             rank = current[key]
             member = self._members[rank.rank // self._pod_size]
@@ -110,7 +110,7 @@ class Fleet:
 
     def _note_requests(self, view: SchedulerView, now_s: float) -> None:
         """Views are compared by identity: the engine makes a new one only where something changed."""
-        current = {id(request): request for request in view.requests}
+        current = dict(zip(map(id, view.requests), view.requests, strict=True))
         new: list[RequestView] = []
         for key in current.keys() - self._seen.keys():
             request = current[key]

@@ -13,7 +13,17 @@ import math
 
 import numpy as np
 
-from tetriserve_backend.scheduler.tetris.arrays import Ints, Packing, Profile, Requests, ShapeTable, Speeds, Started
+from tetriserve_backend.scheduler.tetris.arrays import (
+    Floats,
+    Ints,
+    Marks,
+    Packing,
+    Profile,
+    Requests,
+    ShapeTable,
+    Speeds,
+    Started,
+)
 from tetriserve_backend.scheduler.tetris.compiled import compiled
 
 TOLERANCE_S = 1e-9
@@ -21,14 +31,24 @@ TOLERANCE_S = 1e-9
 
 _STEPS_TOLERANCE = 1e-9
 
+_SHORTEST_STRIDE, _MOST_MARKS = 8, 16
+
+
+@compiled
+def copy_profile(given: Profile, target: Profile) -> None:
+    """Make `target` the same as `given`; it needs room for that."""
+    length = given.size[0]
+    target.times[:length] = given.times[:length]
+    target.free[:length] = given.free[:length]
+    target.size[0] = length
+
 
 @compiled
 def split(profile: Profile, at_s: float) -> int:
     """Make an interval begin at `at_s` (not before the first); its index."""
     times, free, size = profile.times, profile.free, profile.size
-    index, length = 0, size[0]
-    while index < length and times[index] < at_s - TOLERANCE_S:
-        index += 1
+    length = size[0]
+    index = int(np.searchsorted(times[:length], at_s - TOLERANCE_S))
     if index < length and times[index] <= at_s + TOLERANCE_S:
         return index
     for i in range(length, index, -1):
@@ -71,14 +91,22 @@ def widest(degrees: Ints, count: int, free: int) -> int:
 
 
 @compiled
-def steps_within(profile: Profile, window: tuple[int, int], speeds: Speeds, count: int) -> float:
-    """Steps that a request can do in the intervals of `window` at the first `count` degrees, as wide as is free."""
-    steps = 0.0
-    for i in range(window[0], window[1]):
-        index = widest(speeds.degrees, count, profile.free[i])
-        if index >= 0:
-            steps += (profile.times[i + 1] - profile.times[i]) * speeds.rates[index]
-    return float(steps)
+def steps_by_level(profile: Profile, ready_s: float, due_s: float, speeds: Speeds) -> Floats:
+    """Steps that a request can do between two moments, as wide as is free: entry `n` of its first `n` degrees alone."""
+    times, free, length = profile.times, profile.free, profile.size[0]
+    levels = len(speeds.degrees)
+    steps = np.zeros(levels + 1)
+    i = max(0, int(np.searchsorted(times[:length], ready_s, side="right")) - 1)
+    while i < length and times[i] < due_s:
+        end_s = min(times[i + 1], due_s) if i + 1 < length else due_s
+        seconds = end_s - max(times[i], ready_s)
+        rate = 0.0
+        for level in range(levels):
+            if speeds.degrees[level] <= free[i]:
+                rate = speeds.rates[level]
+            steps[level + 1] += seconds * rate
+        i += 1
+    return steps
 
 
 @compiled
@@ -91,20 +119,18 @@ def place(
     enough: dearer, and sooner out of the way of wide groups.
 
     Returns:
-        GPU-seconds (-1 if it cannot be done; the profile may be split but nothing is taken), the degree of the
-        first moment (0: it waits), until when it keeps that, and the end, as in `Packing`.
+        GPU-seconds (-1 if it cannot be done), the degree of the first moment (0: it waits), until when it keeps
+        that, and the end, as in `Packing`.
     """
     if due_s <= ready_s:
         return -1.0, 0, math.inf, math.inf
     steps, speeds = work
-    first = split(profile, ready_s)
-    window = (first, split(profile, due_s))
-    if level > 0 and steps_within(profile, window, speeds, level) >= steps - _STEPS_TOLERANCE:
-        return take_level(profile, window, work, level, math.inf)
-    for count in range(1, len(speeds.degrees) + 1):
-        if steps_within(profile, window, speeds, count) >= steps - _STEPS_TOLERANCE:
-            missing = steps - steps_within(profile, window, speeds, count - 1)
-            return take_level(profile, window, work, count, missing)
+    within = steps_by_level(profile, ready_s, due_s, speeds)
+    if level > 0 and within[level] >= steps - _STEPS_TOLERANCE:
+        return take_level(profile, split(profile, ready_s), work, level, math.inf)
+    for count in range(1, len(within)):
+        if within[count] >= steps - _STEPS_TOLERANCE:
+            return take_level(profile, split(profile, ready_s), work, count, steps - within[count - 1])
     return -1.0, 0, math.inf, math.inf
 
 
@@ -113,10 +139,7 @@ def try_place(
     profile: Profile, scratch: Profile, ready_s: float, due_s: float, work: tuple[float, Speeds]
 ) -> tuple[float, int, float, float]:
     """What `place` would return for `work` (steps, speeds); the result is in `scratch`, the profile stays as it is."""
-    length = profile.size[0]
-    scratch.times[:length] = profile.times[:length]
-    scratch.free[:length] = profile.free[:length]
-    scratch.size[0] = length
+    copy_profile(profile, scratch)
     return place(scratch, max(ready_s, profile.times[0]), due_s, work, 0)
 
 
@@ -138,22 +161,21 @@ def earliest_end(profile: Profile, ready_s: float, steps: float, speeds: Speeds)
 
 @compiled
 def take_level(
-    profile: Profile, window: tuple[int, int], work: tuple[float, Speeds], count: int, missing: float
+    profile: Profile, first: int, work: tuple[float, Speeds], count: int, missing: float
 ) -> tuple[float, int, float, float]:
-    """Take `work` in the intervals of `window`; the last of `count` degrees only as long as it must be.
+    """Take `work`, for which there is room, from interval `first` on; the last of `count` degrees only while it must.
 
     The `missing` steps that the degrees before the last would fall short of are done first, as wide as is free;
     the rest without the last degree. Returns what `place` returns.
     """
     steps, speeds = work
-    times, free = profile.times, profile.free
-    first, last = window
+    times, free, size = profile.times, profile.free, profile.size
     gpu_seconds, first_degree, until_s, end_s = 0.0, 0, times[first], times[first]
     i = first
-    while i < last and steps > _STEPS_TOLERANCE:
+    while i < size[0] and steps > _STEPS_TOLERANCE:
         wide, narrow = widest(speeds.degrees, count, free[i]), widest(speeds.degrees, count - 1, free[i])
         use = wide if missing > _STEPS_TOLERANCE else narrow
-        seconds = times[i + 1] - times[i]
+        seconds = times[i + 1] - times[i] if i + 1 < size[0] else math.inf
         if use < 0 or seconds < TOLERANCE_S:
             i += 1
             continue
@@ -166,9 +188,7 @@ def take_level(
                 missing = 0.0
                 continue
         if part_s < seconds - TOLERANCE_S:
-            length = profile.size[0]
             split(profile, times[i] + part_s)
-            last += profile.size[0] - length
         steps -= speeds.rates[use] * part_s
         gpu_seconds += speeds.degrees[use] * part_s
         free[i] -= speeds.degrees[use]
@@ -194,12 +214,17 @@ def pack(requests: Requests, table: ShapeTable, start: Profile, packing: Packing
     Returns:
         How many requests are saved, and their GPU-seconds.
     """
-    length, left = start.size[0], packing.left
-    left.times[:length] = start.times[:length]
-    left.free[:length] = start.free[:length]
-    left.size[0] = length
-    saved, total = 0, 0.0
-    for request in requests.order:
+    copy_profile(start, packing.left)
+    place_some(requests, table, packing, 0, len(requests.order))
+    return worth(requests, packing)
+
+
+@compiled
+def place_some(requests: Requests, table: ShapeTable, packing: Packing, first: int, last: int) -> None:
+    """The part of `pack` that places the requests at positions `first` to `last` (not included) of the order."""
+    left = packing.left
+    for position in range(first, last):
+        request = requests.order[position]
         cost, degree, until_s, end_s = -1.0, 0, math.inf, math.inf
         if not requests.left_out[request]:
             shape = requests.shapes[request]
@@ -211,9 +236,16 @@ def pack(requests: Requests, table: ShapeTable, start: Profile, packing: Packing
             )
         packing.gpu_seconds[request], packing.first_degree[request] = cost, degree
         packing.until_s[request], packing.end_s[request] = until_s, end_s
-        if cost >= 0.0:
+
+
+@compiled
+def worth(requests: Requests, packing: Packing) -> tuple[int, float]:
+    """How many requests a packing saves, and their GPU-seconds."""
+    saved, total = 0, 0.0
+    for request in requests.order:
+        if packing.gpu_seconds[request] >= 0.0:
             saved += requests.weights[request]
-            total += cost
+            total += packing.gpu_seconds[request]
     return saved, total
 
 
@@ -237,6 +269,39 @@ def saved_behind(requests: Requests, table: ShapeTable, start: Profile, packing:
 
 
 @compiled
+def like(packing: Packing) -> Packing:
+    """Another packing of the same size, with nothing in it yet."""
+    left = packing.left
+    return Packing(
+        np.empty_like(packing.gpu_seconds),
+        np.empty_like(packing.first_degree),
+        np.empty_like(packing.until_s),
+        np.empty_like(packing.end_s),
+        Profile(np.empty_like(left.times), np.empty_like(left.free), np.zeros(1, np.int64)),
+    )
+
+
+@compiled
+def pack_from(mark: int, requests: Requests, table: ShapeTable, packing: Packing, marks: Marks) -> tuple[int, float]:
+    """Place what comes behind a mark anew, and set the marks behind it; those before it have been placed.
+
+    Returns what `pack` returns.
+    """
+    count, stride = len(requests.order), marks.stride
+    copy_profile(profile_at(marks, mark), packing.left)
+    for number in range(mark, len(marks.sizes)):
+        copy_profile(packing.left, profile_at(marks, number))
+        place_some(requests, table, packing, number * stride, min((number + 1) * stride, count))
+    return worth(requests, packing)
+
+
+@compiled
+def profile_at(marks: Marks, number: int) -> Profile:
+    """The profile that is kept at a mark."""
+    return Profile(marks.times[number], marks.free[number], marks.sizes[number])
+
+
+@compiled
 def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, effort: tuple[int, int]) -> None:
     """Pack, and where somebody cannot be placed, change one thing about the saved and pack again; keep what is better.
 
@@ -244,35 +309,50 @@ def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packi
     groups from forming. If that saves nobody more, one of the dearest is given up (in the spirit of Moore and
     Hodgson), where that saves more requests, or as many for less. `effort` says how many packings in all, and
     how many of the dearest may be given up in turn. Arguments and results are those of `pack`;
-    `requests.left_out` and `requests.levels` tell what was changed.
+    `requests.left_out` and `requests.levels` tell what was changed. A change concerns only what comes behind it in
+    the order, so a packing is tried from the mark before it.
     """
-    left_out, levels = requests.left_out, requests.levels
+    left_out, levels, order = requests.left_out, requests.levels, requests.order
     max_tries, width = effort
-    saved, total = pack(requests, table, start, packing)
-    best_left_out, best_levels, best_gpu_seconds = left_out.copy(), levels.copy(), packing.gpu_seconds.copy()
+    stride = max(_SHORTEST_STRIDE, -(-len(order) // _MOST_MARKS))
+    room, num_marks = len(packing.left.times), -(-len(order) // stride)
+    marks = Marks(
+        stride,
+        np.empty((num_marks, room)),
+        np.empty((num_marks, room), np.int64),
+        np.empty((num_marks, 1), np.int64),
+    )
+    copy_profile(start, profile_at(marks, 0))
+    saved, total = pack_from(0, requests, table, packing, marks)
     tries, better = 1, True
-    while better and tries < max_tries and np.any((best_gpu_seconds < 0.0) & ~best_left_out):
+    if max_tries == 1 or not np.any((packing.gpu_seconds < 0.0) & ~left_out):
+        return
+    mark_of = np.empty_like(order)
+    mark_of[order] = np.arange(len(order)) // stride
+    tried = like(packing)
+    while better and tries < max_tries and np.any((packing.gpu_seconds < 0.0) & ~left_out):
         better = False
-        dearest = np.argsort(-best_gpu_seconds / requests.weights)[:width]
+        dearest = np.argsort(-packing.gpu_seconds / requests.weights)[:width]
         for change in range(2 * len(dearest)):
             request, widens = dearest[change % len(dearest)], change < len(dearest)
-            num_degrees = table.num_degrees[requests.shapes[request]]
-            if widens and (num_degrees == 1 or best_levels[request] == num_degrees):
+            num_degrees, level = table.num_degrees[requests.shapes[request]], levels[request]
+            if widens and num_degrees in (1, level):
                 continue
-            if best_gpu_seconds[request] <= 0.0 or tries >= max_tries:
+            if packing.gpu_seconds[request] <= 0.0 or tries >= max_tries:
                 continue
-            left_out[:], levels[:] = best_left_out, best_levels
             if widens:
                 levels[request] = num_degrees
             else:
                 left_out[request] = True
             tries += 1
-            saved_now, total_now = pack(requests, table, start, packing)
+            mark = mark_of[request]
+            tried.gpu_seconds[:] = packing.gpu_seconds
+            copy_profile(profile_at(marks, mark), tried.left)
+            place_some(requests, table, tried, mark * stride, len(order))
+            saved_now, total_now = worth(requests, tried)
             cheaper = saved_now == saved and total_now < total - _STEPS_TOLERANCE
             if saved_now > saved or (cheaper and not widens):
-                saved, total, better = saved_now, total_now, True
-                best_left_out[:], best_levels[:] = left_out, levels
-                best_gpu_seconds[:] = packing.gpu_seconds
+                saved, total = pack_from(mark, requests, table, packing, marks)
+                better = True
                 break
-    left_out[:], levels[:] = best_left_out, best_levels
-    pack(requests, table, start, packing)
+            levels[request], left_out[request] = level, False

@@ -10,7 +10,15 @@ from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, Started, make_profile
-from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, saved_behind, take, try_place
+from tetriserve_backend.scheduler.tetris.kernels import (
+    choose,
+    copy_profile,
+    earliest_end,
+    is_free,
+    saved_behind,
+    take,
+    try_place,
+)
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView
 
@@ -65,7 +73,6 @@ class Planner:
     def plan(self, situation: Situation) -> None:
         """Fill what there is to ask about: `rows`, `order` (by due), and the columns of the packing."""
         count = len(situation.batches)
-        self.rows = [self._shapes.row(batch.request, batch.size) for batch in situation.batches]
         requests = self._to_pack(situation)
         start = _profile(situation)
         # Each placement splits the profile at its begin and end, and twice inside; each interval of the start once.
@@ -85,7 +92,7 @@ class Planner:
         plan = self._requests
         behind = plan._replace(ready_s=plan.ready_s.copy(), steps=plan.steps.copy(), left_out=plan.left_out.copy())
         start = make_profile(len(self._left.times))
-        _copy(self._start, start)
+        copy_profile(self._start, start)
         packing = _packing(len(plan.order), make_profile(len(start.times) + 4 * len(started.indices)))
         return int(saved_behind(behind, self._shapes.table, start, packing, started))
 
@@ -103,7 +110,7 @@ class Planner:
         start = _profile(situation)
         self._left.size[0] = 0
         self._make_room(int(start.size[0]))
-        _copy(start, self._left)
+        copy_profile(start, self._left)
 
     def try_to_add(self, view: RequestView, now_s: float) -> float:
         """GPU-seconds of one more request, from now on, in what the last plan leaves free; inf if it would be late."""
@@ -131,16 +138,22 @@ class Planner:
 
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
-        now_s, batches, table = situation.now_s, situation.batches, self._shapes.table
-        ready_s = np.array([max(batch.ready_at_s, now_s) for batch in batches])
-        deadlines_s = np.array([self._due_s(batch, row) for batch, row in zip(batches, self.rows, strict=True)])
-        steps = np.array([float(batch.remaining_steps) for batch in batches])
-        rows = np.array(self.rows, np.int64)
-        weights = np.array([batch.size for batch in batches])
+        table = self._shapes.table
+        entries = [self._entry(batch) for batch in situation.batches]
+        columns = np.array(entries, float).T
+        ready_s, due_s, steps = np.maximum(columns[0], situation.now_s), columns[1].copy(), columns[2].copy()
+        rows, weights = columns[3].astype(np.int64), columns[4].astype(np.int64)
+        self.rows = rows.tolist()
         fastest = table.rates[rows, table.num_degrees[rows] - 1]
-        left_out = deadlines_s - ready_s - steps / fastest < -1e-9
-        order = np.argsort(deadlines_s, kind="stable")
-        return Requests(order, left_out, ready_s, deadlines_s, steps, rows, weights, np.zeros_like(rows))
+        left_out = due_s - ready_s - steps / fastest < -1e-9
+        order = np.argsort(due_s, kind="stable")
+        return Requests(order, left_out, ready_s, due_s, steps, rows, weights, np.zeros_like(rows))
+
+    def _entry(self, batch: Batch) -> tuple[float, float, int, int, int]:
+        """When a batch is ready and due, its steps, its row and its size."""
+        shapes, size = self._shapes, batch.size
+        row = shapes.row(batch.request, size)
+        return batch.ready_at_s, due_s(batch, shapes.costs(row), shapes.batch_reserve), batch.remaining_steps, row, size
 
     def _due_s(self, batch: Batch, row: int) -> float:
         return due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
@@ -149,13 +162,7 @@ class Planner:
         # Room for a few more, since the profile takes turns with the one that is tried.
         if intervals > len(self._left.times):
             old, self._left = self._left, make_profile(2 * intervals)
-            _copy(old, self._left)
-
-
-def _copy(given: Profile, target: Profile) -> None:
-    length = int(given.size[0])
-    target.times[:length], target.free[:length] = given.times[:length], given.free[:length]
-    target.size[0] = length
+            copy_profile(old, self._left)
 
 
 def _packing(count: int, left: Profile) -> Packing:

@@ -6,11 +6,11 @@ from itertools import islice
 
 from tetriserve_backend.domain import Plan, SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
-from tetriserve_backend.scheduler.groups import Ranks
+from tetriserve_backend.scheduler.tetris.blocks import Block, Blocks
 from tetriserve_backend.scheduler.tetris.gathering import Gatherer, join
 from tetriserve_backend.scheduler.tetris.jobs import Job, JobList
 from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
-from tetriserve_backend.scheduler.tetris.seats import Seating, groups_of
+from tetriserve_backend.scheduler.tetris.seats import Seating
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 
@@ -46,24 +46,24 @@ class Pod:
     def __init__(
         self, ranks: range, shapes: ShapeRows, planner: Planner, gatherer: Gatherer, *, use_idle: bool
     ) -> None:
-        self._groups = groups_of(ranks)
+        self._blocks = Blocks(ranks)
         self._crowd_ranks = min(max(len(ranks), _FEWEST_CROWD_RANKS), _MOST_CROWD_RANKS)
         self._shapes, self._planner, self._gatherer, self._use_idle = shapes, planner, gatherer, use_idle
-        self._expected_s: dict[Ranks, float] = {}
+        self._expected_s: dict[Block, float] = {}
         self.num_idle = len(ranks)
         self.unserved: list[RequestView] = []
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan; `view` shows this pod alone."""
-        seating = Seating(view, self._groups, self._shapes, now_s, self._expected_s)
+        seating = Seating(view, self._blocks, self._shapes, now_s, self._expected_s)
         for request in view.requests:
             if request.next_kind is SegmentKind.DECODE and view.is_ready(request, now_s):
                 seating.decode(request)
-        situation = self._situation(view, now_s, len(seating.idle), seating.ends_s)
+        situation = self._situation(view, now_s, seating.num_idle, seating.ends_s)
         anybody_waits = bool(situation.batches)
         jobs: list[Job] = []
         held_until_s = math.inf
-        planned = bool(anybody_waits and seating.idle)
+        planned = bool(anybody_waits and seating.num_idle)
         if planned:
             situation = self._plan_in_batches(situation)
             job_list = JobList(self._shapes, self._planner, situation)
@@ -72,7 +72,7 @@ class Pod:
             self._expected_s = seating.expected_s
         elif not anybody_waits:
             self._planner.forget(situation)
-        self.num_idle = len(seating.idle)
+        self.num_idle = seating.num_idle
         self._note_unserved(situation, jobs, planned=planned)
         return seating.plan(anybody_waits=anybody_waits, not_after_s=held_until_s)
 
@@ -130,8 +130,8 @@ class Pod:
     @staticmethod
     def _situation(view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]) -> Situation:
         waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
-        ready = [view.is_ready(request, now_s) for request in waiting]
         horizon_s = now_s + view.lead_s
+        ready = [request.ready_at_s <= horizon_s for request in waiting]
         returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
         # What is sent ahead begins when the last of the available ranks is free.
         start_s = max([now_s, *(rank.free_at_s for rank in view.ranks if rank.free_at_s <= horizon_s)])

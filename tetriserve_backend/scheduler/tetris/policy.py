@@ -48,10 +48,12 @@ class TetrisPolicy:
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan."""
+        self._shapes.follow_tables()
         if self._segment_length.note(view):
             self._shapes.set_segment_s(self._segment_length.seconds)
         return self._pods.plan(view, now_s)
 
     def forecast(self, view: SchedulerView, request_id: str, now_s: float) -> float | None:
         """When a request should have its image, if no other comes; None if the view does not show it."""
+        self._shapes.follow_tables()
         return self._pods.forecast(view, request_id, now_s)

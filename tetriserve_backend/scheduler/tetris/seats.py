@@ -1,70 +1,19 @@
 """Which aligned group each job gets, and the segments that come of it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import or_
 
 from tetriserve_backend.domain import Assignment, Placement, Plan
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.costs import ShapeCosts
-from tetriserve_backend.scheduler.groups import Ranks, aligned_groups
 from tetriserve_backend.scheduler.stages import batch_chain, chain
+from tetriserve_backend.scheduler.tetris.blocks import Block, Blocks, mask_of
 from tetriserve_backend.scheduler.tetris.jobs import Job
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 from tetriserve_backend.scheduler.waking import next_wake_s, wake_ahead_s
-
-
-def groups_of(ranks: range) -> dict[int, tuple[Ranks, ...]]:
-    """The aligned groups inside consecutive ranks that begin at a multiple of the largest size, by size."""
-    return {
-        size: tuple(tuple(rank + ranks.start for rank in group) for group in groups)
-        for size, groups in aligned_groups(len(ranks)).items()
-    }
-
-
-def seat(
-    groups: Mapping[int, Sequence[Ranks]],
-    idle: set[int],
-    sp_degree: int,
-    previous: Placement | None,
-    elsewhere: Iterable[Placement | None],
-    *,
-    slowness: Mapping[int, float],
-) -> Placement | None:
-    """A group of `sp_degree` idle ranks, which are taken out of `idle`; None if there is none.
-
-    First choice is a group without slow ranks, then one that breaks up the least: a wide request must not wait
-    because a narrow one sits in the middle of an empty block. Then where the request was, then where no other
-    request was.
-    """
-    whole = [group for group in groups.get(sp_degree, ()) if idle.issuperset(group)]
-    if not whole:
-        return None
-    own = set(previous.ranks) if previous is not None else set()
-    others = {rank for placement in elsewhere if placement is not None for rank in placement.ranks}
-
-    def badness(group: Ranks) -> tuple[float, int, int, int, int]:
-        return (
-            max(slowness[rank] for rank in group),
-            _blocks_broken(groups, group, idle),
-            -len(own.intersection(group)),
-            len(others.intersection(group)),
-            group[0],
-        )
-
-    chosen = min(whole, key=badness)
-    idle.difference_update(chosen)
-    return Placement(chosen)
-
-
-def _blocks_broken(groups: Mapping[int, Sequence[Ranks]], group: Ranks, idle: set[int]) -> int:
-    """Whole idle blocks around `group` that it would break up; the smaller ones count more."""
-    broken = 0
-    for size in groups:
-        if size > len(group):
-            start = group[0] // size * size
-            broken = 2 * broken + idle.issuperset(range(start, start + size))
-    return broken
 
 
 class Seating:
@@ -72,13 +21,12 @@ class Seating:
 
     Args:
         view: what is planned from.
-        groups: the groups of ranks that may work together, by size.
+        blocks: the groups of ranks that may work together.
         shapes: what requests cost.
         now_s: when the plan begins.
         expected_s: `expected_s` of the plan before.
 
     Attributes:
-        idle: ranks that nobody got and that are not kept clear.
         ends_s: when the segments end.
         expected_s: by when each group that is kept clear must be whole; kept until nobody wants it.
     """
@@ -86,31 +34,34 @@ class Seating:
     def __init__(
         self,
         view: SchedulerView,
-        groups: Mapping[int, Sequence[Ranks]],
+        blocks: Blocks,
         shapes: ShapeRows,
         now_s: float,
-        expected_s: Mapping[Ranks, float],
+        expected_s: Mapping[Block, float],
     ) -> None:
-        self._view, self._groups, self._shapes, self._now_s = view, groups, shapes, now_s
+        self._view, self._blocks, self._shapes, self._now_s = view, blocks, shapes, now_s
         self._expected_s = expected_s
-        self.expected_s: dict[Ranks, float] = {}
-        self.idle = set(view.available_ranks(now_s))
+        self.expected_s: dict[Block, float] = {}
+        self._idle = mask_of(view.available_ranks(now_s))
         # Of ranks that work on; those that are given something by this plan are in neither.
-        self._returns_s = {rank.rank: rank.free_at_s for rank in view.ranks if rank.rank not in self.idle}
-        self._slowness = {rank.rank: rank.slowness for rank in view.ranks}
+        self._returns_s = {rank.rank: rank.free_at_s for rank in view.ranks if not self._idle >> rank.rank & 1}
+        self._slowness = {rank.rank: rank.slowness for rank in view.ranks if rank.slowness != 1.0}
         self.ends_s: list[float] = []
         self._assignments: list[Assignment] = []
 
+    @property
+    def num_idle(self) -> int:
+        """How many ranks nobody got; those that are kept clear do not count."""
+        return self._idle.bit_count()
+
     def decode(self, request: RequestView) -> None:
         """A due decode gets one rank, if one is idle: one that has the latent, if that can be."""
-        if not self.idle:
+        if not self._idle:
             return
-        home = [rank for rank in (request.placement.ranks if request.placement else ()) if rank in self.idle]
-        placement = (
-            Placement((home[0],)) if home else seat(self._groups, self.idle, 1, None, (), slowness=self._slowness)
-        )
+        home = self._idle & _mask(request.placement)
+        placement = Placement(((home & -home).bit_length() - 1,)) if home else self._seat(1, 0, 0)
         assert placement is not None, "a rank is idle"
-        self.idle.difference_update(placement.ranks)
+        self._idle &= ~mask_of(placement.ranks)
         self._assignments += chain(request, placement, 0)
         self.ends_s.append(self._now_s + self._costs(request).decode_s)
 
@@ -122,12 +73,14 @@ class Seating:
         Where none will be, the job runs on a narrower group.
         """
         jobs = sorted(jobs, key=lambda job: -job.sp_degree)
-        for position, job in enumerate(jobs):
+        last = [_mask(batches[job.index].placement) for job in jobs]
+        behind = list(accumulate(reversed(last), or_, initial=0))
+        for job, own in zip(jobs, last, strict=True):
             batch = batches[job.index]
             costs = self._shapes.costs(self._shapes.row(batch.request, batch.size))
-            elsewhere = [batches[other.index].placement for other in jobs[position + 1 :]]
+            behind.pop()
             for degree in sorted((degree for degree in costs.step_s if degree <= job.sp_degree), reverse=True):
-                placement = seat(self._groups, self.idle, degree, batch.placement, elsewhere, slowness=self._slowness)
+                placement = self._seat(degree, own, behind[-1])
                 if placement is None:
                     if degree == job.sp_degree and self._keep_clear(degree):
                         break
@@ -149,24 +102,36 @@ class Seating:
     def _keep_clear(self, sp_degree: int) -> bool:
         """Give no idle rank of the group that is whole the soonest to anybody; False if none will be soon enough."""
         soon_s = self._shapes.longest_usual_s
-        whole_at_s: dict[Ranks, float] = {}
-        for group in self._groups.get(sp_degree, ()):
-            busy = [rank for rank in group if rank not in self.idle]
+        whole_at_s: dict[Block, float] = {}
+        for block in self._blocks.of_size(sp_degree):
+            busy = [rank for rank in block.placement.ranks if not self._idle >> rank & 1]
             if any(rank not in self._returns_s for rank in busy):
                 continue
             # A rank that hangs is always said to come back soon.
-            if self._expected_s.get(group, math.inf) < self._now_s:
-                self.expected_s[group] = self._expected_s[group]
+            if self._expected_s.get(block, math.inf) < self._now_s:
+                self.expected_s[block] = self._expected_s[block]
             else:
-                whole_at_s[group] = max(self._returns_s[rank] for rank in busy)
-        group = min(whole_at_s, key=lambda group: (whole_at_s[group], group), default=())
-        if not group or whole_at_s[group] > self._now_s + soon_s:
+                whole_at_s[block] = max(self._returns_s[rank] for rank in busy)
+        soonest = min(whole_at_s, key=lambda block: whole_at_s[block], default=None)
+        if soonest is None or whole_at_s[soonest] > self._now_s + soon_s:
             return False
-        self.expected_s[group] = self._expected_s.get(group, whole_at_s[group] + soon_s)
-        self.idle.difference_update(group)
-        for rank in group:
+        self.expected_s[soonest] = self._expected_s.get(soonest, whole_at_s[soonest] + soon_s)
+        self._idle &= ~soonest.mask
+        for rank in soonest.placement.ranks:
             self._returns_s.pop(rank, None)
         return True
 
+    def _seat(self, sp_degree: int, own: int, others: int) -> Placement | None:
+        """A group of idle ranks, which are taken (`Blocks.choose`); None if there is none."""
+        block = self._blocks.choose(sp_degree, self._idle, own, others, self._slowness)
+        if block is None:
+            return None
+        self._idle &= ~block.mask
+        return block.placement
+
     def _costs(self, request: RequestView) -> ShapeCosts:
         return self._shapes.costs(self._shapes.row(request.request))
+
+
+def _mask(placement: Placement | None) -> int:
+    return 0 if placement is None else mask_of(placement.ranks)

@@ -34,10 +34,21 @@ class ShapeRows:
             np.zeros((_FIRST_ROWS, width), np.int64), np.zeros((_FIRST_ROWS, width)), np.zeros(_FIRST_ROWS, np.int64)
         )
 
+    def follow_tables(self) -> None:
+        """Read the costs of all rows anew if the tables have changed; due before each plan.
+
+        What a model that is gone cost has no reader left.
+        """
+        if self._version == self._model.version:
+            return
+        self._version = self._model.version
+        for row, (model, height, width, batch) in enumerate(self._rows):
+            if self._model.knows(model) and (batch == 1 or batch in self._model.batch_sizes(height, width, model)):
+                self._costs[row] = self._model.of_shape(height, width, model, batch)
+                self._fill(row)
+
     def row(self, request: Request, batch: int = 1) -> int:
         """The row of a request's shape in batches of that size, which must be 1 or one of `batch_sizes`."""
-        if self._version != self._model.version:
-            self._follow()
         key = (request.model, request.height, request.width, batch)
         row = self._rows.get(key)
         return self._add(key) if row is None else row
@@ -74,14 +85,6 @@ class ShapeRows:
     def _usual_steps(self, costs: ShapeCosts, step_s: float) -> int:
         shortest_s = min(_DISPATCHES * costs.dispatch_s, self._longest_segment_s)
         return max(1, int(max(self._segment_s, shortest_s) / step_s + 0.5))
-
-    def _follow(self) -> None:
-        """Read the costs of all rows anew; what a model that is gone cost has no reader left."""
-        self._version = self._model.version
-        for row, (model, height, width, batch) in enumerate(self._rows):
-            if self._model.knows(model) and (batch == 1 or batch in self._model.batch_sizes(height, width, model)):
-                self._costs[row] = self._model.of_shape(height, width, model, batch)
-                self._fill(row)
 
     def _add(self, key: tuple[str, int, int, int]) -> int:
         row = len(self._costs)

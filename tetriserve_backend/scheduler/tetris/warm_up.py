@@ -3,7 +3,15 @@
 import numpy as np
 
 from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, Speeds, Started, make_profile
-from tetriserve_backend.scheduler.tetris.kernels import choose, earliest_end, is_free, saved_behind, take, try_place
+from tetriserve_backend.scheduler.tetris.kernels import (
+    choose,
+    copy_profile,
+    earliest_end,
+    is_free,
+    saved_behind,
+    take,
+    try_place,
+)
 
 
 def warm_up() -> None:
@@ -15,6 +23,7 @@ def warm_up() -> None:
     requests = Requests(zero, np.zeros(1, np.bool_), np.zeros(1), due_s, np.ones(1), zero, zero + 1, zero.copy())
     packing = Packing(np.zeros(1), zero.copy(), np.zeros(1), np.zeros(1), left)
     choose(requests, table, start, packing, (2, 1))
+    copy_profile(start, left)
     saved_behind(requests, table, start, packing, Started(zero[:0], zero[:0], zero[:0], due_s[:0]))
     take(left, 1, 2.0, 3.0)
     is_free(left, 1, 9.0)

@@ -228,6 +228,20 @@ def test_giving_up_the_dearest_never_saves_fewer(entries, stretches, tries, widt
     assert (chosen.left.free[: chosen.left.size[0]] >= 0).all()
 
 
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(REQUEST, min_size=9, max_size=40), STEPPED, st.integers(2, 20), st.integers(1, 6))
+def test_packings_tried_from_a_mark_are_what_packing_from_the_first_request_gives(entries, stretches, tries, width):
+    start, requests = profile_of(stretches), crowd_of(entries)
+    chosen, anew = empty_packing(len(entries)), empty_packing(len(entries))
+    choose(requests, TABLE, start, chosen, (tries, width))
+    pack(requests, TABLE, start, anew)
+    length = int(chosen.left.size[0])
+    assert all(np.array_equal(*both) for both in zip(chosen[:4], anew[:4], strict=True))
+    assert anew.left.size[0] == length
+    assert np.array_equal(chosen.left.times[:length], anew.left.times[:length])
+    assert np.array_equal(chosen.left.free[:length], anew.left.free[:length])
+
+
 def test_a_narrow_request_is_widened_where_that_makes_room_for_a_wide_group():
     """On one rank for all of its second the first would keep the other from its eight ranks."""
     start, packing = profile_of([(1, 8)]), empty_packing(2)
