@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tetriserve_backend.domain import SegmentKind
@@ -31,6 +31,7 @@ _CLEAR = math.log(1.04)
 must not follow noise. A level that counts does so until it is at half of either."""
 
 _LOWEST, _HIGHEST = 0.5, 3.0
+_LOWEST_LOG, _HIGHEST_LOG = math.log(_LOWEST), math.log(_HIGHEST)
 """No correction beyond: something else must be wrong then."""
 
 _WORTH = math.log(1.02)
@@ -75,6 +76,8 @@ class ModelDrift:
         self._works: dict[Work, _Ratios] = {}
         self._levels: dict[Hashable, _Level] = {}
         self._samples = 0
+        self._entries = table.works
+        self._tracked: list[_Tracked] | None = None
         self._applied: dict[Work, float] = {}
 
     @property
@@ -90,27 +93,26 @@ class ModelDrift:
             rarest = next(iter(self._works))
             del self._works[rarest]
             self._levels.pop(_levels(rarest)[-1], None)
+            self._tracked = None
         self._samples += 1
         value = ratios.add(ratio, slowness)
         for key in _levels(work):
             if key not in self._levels:
                 self._levels[key] = _Level(FadingMean(self._settings.half_life, _FADE))
+                self._tracked = None
             self._levels[key].add(value, self._samples)
         return self._warning(work, ratios)
 
     def doubt(self) -> None:
         """It has turned out that some ranks are slow, or no longer: what their work seemed to say is void."""
         self._levels = {key: level for key, level in self._levels.items() if isinstance(key, SegmentKind)}
+        self._tracked = None
         for level in self._levels.values():
             level.doubt()
 
     def factor(self, work: Work) -> float:
         """What the original time of `work` must be multiplied by."""
-        estimate = 0.0
-        for key in _levels(work):
-            if key in self._levels:
-                estimate = self._levels[key].estimate(estimate, self._samples)
-        return min(_HIGHEST, max(_LOWEST, math.exp(estimate)))
+        return math.exp(self._estimate(self._chain(work)))
 
     def usual(self, work: Work) -> float:
         """The mean ratio of work that has been added.
@@ -124,24 +126,46 @@ class ModelDrift:
         """Make `current` anew if that is worth it; whether it was. `average`: what slow ranks cost, by degree."""
         if self._samples < self._settings.min_samples:
             return False
-        steps = [work for work in self._works if work.kind is SegmentKind.DENOISE]
-        works = (*self.original.works, *steps)
-        factors = {work: self.factor(work) * average.get(work.degree, 1.0) for work in works}
-        if all(abs(math.log(factor / self._applied.get(work, 1.0))) < _WORTH for work, factor in factors.items()):
+        if self._tracked is None:
+            self._tracked = [
+                _Tracked(work, self._chain(work), math.log(self._applied.get(work, 1.0)))
+                for work in dict.fromkeys((*self._entries, *self._steps()))
+            ]
+        found = [
+            self._estimate(tracked.chain) + (math.log(average.get(tracked.work.degree, 1.0)) if average else 0.0)
+            for tracked in self._tracked
+        ]
+        pairs = list(zip(self._tracked, found, strict=True))
+        if all(abs(estimate - tracked.applied) < _WORTH for tracked, estimate in pairs):
             return False
-        self._applied = factors
-        self.current = self.original.corrected(factors.__getitem__, steps)
+        for tracked, estimate in pairs:
+            tracked.applied = estimate
+        self._applied = {tracked.work: math.exp(tracked.applied) for tracked in self._tracked}
+        self.current = self.original.corrected(self._applied.__getitem__, self._steps())
         return True
 
     def shapes(self) -> list[ShapeDrift]:
         """What was measured lately."""
-        entries = set(self.original.works)
+        entries = set(self._entries)
         return [
             ShapeDrift(
                 self.name, work, work in entries, ratios.median, len(ratios.window), self._applied.get(work, 1.0)
             )
             for work, ratios in self._works.items()
         ]
+
+    def _steps(self) -> list[Work]:
+        return [work for work in self._works if work.kind is SegmentKind.DENOISE]
+
+    def _chain(self, work: Work) -> tuple["_Level", ...]:
+        return tuple(self._levels[key] for key in _levels(work) if key in self._levels)
+
+    def _estimate(self, chain: Iterable["_Level"]) -> float:
+        """The logarithm of the factor of work that is counted in these levels."""
+        estimate = 0.0
+        for level in chain:
+            estimate = level.estimate(estimate, self._samples)
+        return min(_HIGHEST_LOG, max(_LOWEST_LOG, estimate))
 
     def _warning(self, work: Work, ratios: "_Ratios") -> str | None:
         distance = abs(ratios.median - 1.0)
@@ -155,6 +179,15 @@ class ModelDrift:
             f"model {self.name!r}: {_words(work)} takes {ratios.median:.2f} times what the latency table says"
             f" (median of {samples} segments); measure the table anew with `tetriserve profile`"
         )
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """Work whose time may be corrected: the levels that it is counted in, and the logarithm of its factor so far."""
+
+    work: Work
+    chain: tuple["_Level", ...]
+    applied: float
 
 
 class _Ratios:
@@ -179,10 +212,11 @@ class _Ratios:
 class _Level:
     """The mean of some logarithms of ratios, and whether it differs enough from the level above to count."""
 
-    __slots__ = ("_counts", "_mean")
+    __slots__ = ("_counts", "_estimate", "_estimated_at", "_mean")
 
     def __init__(self, mean: FadingMean) -> None:
         self._mean, self._counts = mean, False
+        self._estimate, self._estimated_at = 0.0, -1
 
     def add(self, value: float, now: int) -> None:
         self._mean.add(value, now)
@@ -193,12 +227,23 @@ class _Level:
 
     def doubt(self) -> None:
         self._mean.doubt(_ENOUGH)
+        self._estimated_at = -1
 
     def estimate(self, above: float, now: int) -> float:
         """The logarithm of the factor; that of the level above if this one says nothing, or nothing any more."""
-        enough = _ENOUGH_STILL if self._counts else _ENOUGH
-        clear = max(_CLEAR, _SURE * self._mean.error_at(now)) * (0.5 if self._counts else 1.0)
-        self._counts = self._mean.weight_at(now) >= enough and abs(self._mean.value - above) >= clear
+        # A level above many kinds of work is asked as often.
+        if now != self._estimated_at:
+            self._estimate, self._estimated_at = self._estimate_anew(above, now), now
+        return self._estimate
+
+    def _estimate_anew(self, above: float, now: int) -> float:
+        enough, easier = (_ENOUGH_STILL, 0.5) if self._counts else (_ENOUGH, 1.0)
+        distance = abs(self._mean.value - above)
+        self._counts = (
+            distance >= easier * _CLEAR
+            and self._mean.weight_at(now) >= enough
+            and distance >= easier * _SURE * self._mean.error_at(now)
+        )
         return self._mean.value if self._counts else above
 
 

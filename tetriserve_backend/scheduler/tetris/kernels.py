@@ -302,7 +302,9 @@ def profile_at(marks: Marks, number: int) -> Profile:
 
 
 @compiled
-def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, effort: tuple[int, int]) -> None:
+def choose(
+    requests: Requests, table: ShapeTable, start: Profile, packing: Packing, effort: tuple[int, int]
+) -> tuple[int, float]:
     """Pack, and where somebody cannot be placed, change one thing about the saved and pack again; keep what is better.
 
     First one of them is made as wide as it goes: a narrow request that takes few ranks for long keeps wide
@@ -326,7 +328,7 @@ def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packi
     saved, total = pack_from(0, requests, table, packing, marks)
     tries, better = 1, True
     if max_tries == 1 or not np.any((packing.gpu_seconds < 0.0) & ~left_out):
-        return
+        return saved, total
     mark_of = np.empty_like(order)
     mark_of[order] = np.arange(len(order)) // stride
     tried = like(packing)
@@ -356,3 +358,4 @@ def choose(requests: Requests, table: ShapeTable, start: Profile, packing: Packi
                 better = True
                 break
             levels[request], left_out[request] = level, False
+    return saved, total

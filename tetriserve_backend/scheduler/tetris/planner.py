@@ -9,7 +9,7 @@ import numpy as np
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.costs import ShapeCosts
-from tetriserve_backend.scheduler.tetris.arrays import Floats, Packing, Profile, Requests, Started, make_profile
+from tetriserve_backend.scheduler.tetris.arrays import Packing, Profile, Requests, Started, make_profile
 from tetriserve_backend.scheduler.tetris.kernels import (
     choose,
     copy_profile,
@@ -80,11 +80,9 @@ class Planner:
         packing = _packing(count, self._left)
         max_tries, candidates = self._effort
         effort = (min(max_tries, max(_FEWEST_TRIES, _CROWD // max(1, count))), candidates)
-        choose(requests, self._shapes.table, start, packing, effort)
+        self.num_saved, self.gpu_seconds = choose(requests, self._shapes.table, start, packing, effort)
         self.saved, self.first_degree = (packing.gpu_seconds >= 0.0).tolist(), packing.first_degree.tolist()
         self.until_s, self.end_s, self.order = packing.until_s.tolist(), packing.end_s.tolist(), requests.order.tolist()
-        saved = packing.gpu_seconds >= 0.0
-        self.num_saved, self.gpu_seconds = int(requests.weights[saved].sum()), float(packing.gpu_seconds[saved].sum())
         self._requests, self._start = requests, start
 
     def saved_after(self, started: Started) -> int:
@@ -193,8 +191,11 @@ def due_s(batch: Batch, costs: ShapeCosts, reserve: float) -> float:
 
 def _profile(situation: Situation) -> Profile:
     """What is free before anything is planned."""
-    now_s = situation.now_s
-    returns_s: Floats = np.sort(np.maximum(np.array(situation.returns_s, float), now_s))
-    times = np.unique(np.append(returns_s, now_s))
-    free = situation.idle + np.searchsorted(returns_s, times, side="right").astype(np.int64)
-    return Profile(times, free, np.array([len(times)], np.int64))
+    times, free = [situation.now_s], [situation.idle]
+    for at_s in sorted(situation.returns_s):
+        if at_s > times[-1]:
+            times.append(at_s)
+            free.append(free[-1] + 1)
+        else:
+            free[-1] += 1
+    return Profile(np.array(times, float), np.array(free, np.int64), np.array([len(times)], np.int64))
