@@ -44,6 +44,11 @@ class JobList:
     def fill(self, *, use_idle: bool) -> list[Job]:
         """The jobs, in the order in which they were given ranks."""
         self._start_planned()
+        if self._idle:
+            self._fill_idle(use_idle=use_idle)
+        return list(self._jobs.values())
+
+    def _fill_idle(self, *, use_idle: bool) -> None:
         planner, ready = self._planner, self._situation.ready
         waiting = [index for index in planner.order if ready[index] and index not in self._jobs]
         late = [index for index in waiting if not planner.saved[index]]
@@ -53,7 +58,6 @@ class JobList:
         self._start_early(late)
         if use_idle:
             self._widen()
-        return list(self._jobs.values())
 
     def _start_planned(self) -> None:
         planner, situation = self._planner, self._situation

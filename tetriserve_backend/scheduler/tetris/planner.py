@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,8 +26,12 @@ from tetriserve_backend.scheduler.view import RequestView
 _FIRST_ROOM = 256
 _CROWD, _FEWEST_TRIES = 400, 4
 """A packing takes the longer the more requests there are: so many are packed in one plan, all tries together."""
+_MOST_ENTRIES = 4096
 _MARGIN_S = 1e-4
 """What ends this close to a deadline might miss it by a rounding error."""
+
+
+_Entry: TypeAlias = tuple[float, float, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,9 @@ class Planner:
         self._shapes, self._effort = shapes, (max_tries, candidates)
         self._left, self._tried = make_profile(_FIRST_ROOM), make_profile(_FIRST_ROOM)
         self._left.free[0], self._left.size[0] = num_ranks, 1
+        # By identity, with the batch, so that its id is not given to another; for one version of the costs.
+        self._entries: dict[int, tuple[Batch, _Entry]] = {}
+        self._entries_of = shapes.version
         self.rows: list[int] = []
         self.saved: list[bool] = []
         self.first_degree: list[int] = []
@@ -137,6 +145,9 @@ class Planner:
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
         table = self._shapes.table
+        if self._entries_of != self._shapes.version or len(self._entries) > _MOST_ENTRIES:
+            self._entries.clear()
+            self._entries_of = self._shapes.version
         entries = [self._entry(batch) for batch in situation.batches]
         columns = np.array(entries, float).T
         ready_s, due_s, steps = np.maximum(columns[0], situation.now_s), columns[1].copy(), columns[2].copy()
@@ -147,11 +158,17 @@ class Planner:
         order = np.argsort(due_s, kind="stable")
         return Requests(order, left_out, ready_s, due_s, steps, rows, weights, np.zeros_like(rows))
 
-    def _entry(self, batch: Batch) -> tuple[float, float, int, int, int]:
-        """When a batch is ready and due, its steps, its row and its size."""
+    def _entry(self, batch: Batch) -> _Entry:
+        """When a batch is ready and due, its steps, its row and its size; kept for the next plan."""
+        known = self._entries.get(id(batch))
+        if known is not None:
+            return known[1]
         shapes, size = self._shapes, batch.size
         row = shapes.row(batch.request, size)
-        return batch.ready_at_s, due_s(batch, shapes.costs(row), shapes.batch_reserve), batch.remaining_steps, row, size
+        due = due_s(batch, shapes.costs(row), shapes.batch_reserve)
+        entry = (batch.ready_at_s, due, batch.remaining_steps, row, size)
+        self._entries[id(batch)] = (batch, entry)
+        return entry
 
     def _due_s(self, batch: Batch, row: int) -> float:
         return due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)

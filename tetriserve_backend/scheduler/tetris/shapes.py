@@ -21,12 +21,15 @@ class ShapeRows:
         model: what shapes cost.
         segment_s: how long a segment should take at most.
         batch_reserve: as in `SchedulerSettings`.
+
+    Attributes:
+        version: of the costs; what was derived from them is void when it has changed.
     """
 
     def __init__(self, model: CostModel, segment_s: float, batch_reserve: float = 0.0) -> None:
         self.batch_reserve = batch_reserve
         self._model, self._longest_segment_s, self._segment_s = model, segment_s, segment_s
-        self._version = model.version
+        self.version = model.version
         self._rows: dict[tuple[str, int, int, int], int] = {}
         self._costs: list[ShapeCosts] = []
         width = model.num_sizes
@@ -39,9 +42,9 @@ class ShapeRows:
 
         What a model that is gone cost has no reader left.
         """
-        if self._version == self._model.version:
+        if self.version == self._model.version:
             return
-        self._version = self._model.version
+        self.version = self._model.version
         for row, (model, height, width, batch) in enumerate(self._rows):
             if self._model.knows(model) and (batch == 1 or batch in self._model.batch_sizes(height, width, model)):
                 self._costs[row] = self._model.of_shape(height, width, model, batch)
