@@ -32,6 +32,7 @@ TOLERANCE_S = 1e-9
 _STEPS_TOLERANCE = 1e-9
 
 _SHORTEST_STRIDE, _MOST_MARKS = 8, 16
+"""Requests between two marks, at least, and marks, at most: each is a copy of the profile."""
 
 
 @compiled

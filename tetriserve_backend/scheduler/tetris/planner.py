@@ -27,6 +27,7 @@ _FIRST_ROOM = 256
 _CROWD, _FEWEST_TRIES = 400, 4
 """A packing takes the longer the more requests there are: so many are packed in one plan, all tries together."""
 _MOST_ENTRIES = 4096
+"""What is known of batches is forgotten when it is of more than so many, most of which are gone by then."""
 _MARGIN_S = 1e-4
 """What ends this close to a deadline might miss it by a rounding error."""
 
