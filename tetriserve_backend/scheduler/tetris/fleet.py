@@ -13,7 +13,7 @@ from tetriserve_backend.scheduler.tetris.pod import Pod
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
 
-_NEW_PER_PLAN, _RANKS_PER_PLAN = 512, 128
+_NEW_PER_PLAN, _RANKS_PER_PLAN = 512, 64
 """What one call deals with, so that no decision takes long; the rest has its turn in a call at once afterwards."""
 _TRIALS_PER_PLAN = 256
 """How often new requests are tried in a pod, all together; each in the least loaded pods."""
@@ -23,7 +23,13 @@ _AT_ONCE_S = 1e-4
 
 @dataclass(slots=True)
 class Member:
-    """A pod and what it knows of; `load` is the GPU-seconds per rank that its requests still need at least."""
+    """A pod and what it knows of.
+
+    Attributes:
+        load: GPU-seconds per rank that its requests still need at least.
+        wake_at_s: when its next plan is due; -inf where something changed.
+        planned_s: when its last plan was made.
+    """
 
     ranks: range
     pod: Pod
@@ -32,6 +38,7 @@ class Member:
     rank_views: dict[int, RankView] = field(default_factory=dict)
     load: float = 0.0
     wake_at_s: float = -math.inf
+    planned_s: float = -math.inf
 
 
 class Fleet:
@@ -73,7 +80,8 @@ class Fleet:
         """The plans of all pods where something changed, and when the next one is due."""
         self._note_ranks(view)
         self._note_requests(view, now_s)
-        due = [member for member in self._members if member.wake_at_s <= now_s]
+        # Those that have waited for longest first, or the last pods would never have their turn in a busy world.
+        due = sorted((m for m in self._members if m.wake_at_s <= now_s), key=lambda member: member.planned_s)
         at_once = max(1, _RANKS_PER_PLAN // self._pod_size)
         plans = [self._plan(member, view, now_s) for member in due[:at_once]]
         if len(due) <= at_once:
@@ -206,6 +214,7 @@ class Fleet:
     def _plan(self, member: Member, view: SchedulerView, now_s: float) -> Plan:
         plan = member.pod.plan(_view_of(member, view), now_s)
         member.wake_at_s = math.inf if plan.wake_at_s is None else plan.wake_at_s
+        member.planned_s = now_s
         member.load = sum(self._load_of(request, member) for request in member.requests.values())
         return plan
 

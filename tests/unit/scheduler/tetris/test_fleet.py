@@ -1,6 +1,7 @@
 """Many ranks as pods side by side."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,10 @@ from tests.unit.scheduler.conftest import SLO_S, idle_view, make_request, make_t
 from tests.unit.scheduler.test_random_streams import ARRIVALS, stream
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
+from tetriserve_backend.scheduler.view import RankView
 from tetriserve_backend.simulator.virtual_world import RankFailure
 
+STILL = tuple(RankView(rank, 0.0, 0) for rank in range(512))
 PODS = SchedulerSettings(policy="tetris", pod_size=4)
 
 
@@ -74,6 +77,25 @@ def test_a_decision_deals_with_a_crowd_piece_by_piece(h100):
         assert plan.wake_at_s == pytest.approx(now_s + 1e-4), "there is more to do at once"
         now_s = plan.wake_at_s
     assert len(used) > 900
+
+
+def test_pods_where_nothing_happens_have_their_turn_beside_busy_ones(h100):
+    """At each call something has changed in the first pods, as many as one call plans; the others wait too."""
+    requests = [waiting(make_request(f"r{index}", 1024, slo_s=20.0)) for index in range(512)]
+    policy = make_policy(SchedulerSettings(policy="tetris"), h100, 512)
+    used: set[int] = set()
+    for number in range(32):
+        now_s = 0.001 * number
+        view = idle_view(requests, range(512), 512, now_s)
+        ranks = tuple(
+            replace(r, free_at_s=now_s) if r.rank < 64 else old for r, old in zip(view.ranks, STILL, strict=True)
+        )
+        used |= {
+            rank
+            for entry in policy.plan(replace(view, ranks=ranks), now_s).assignments
+            for rank in entry.placement.ranks
+        }
+    assert len({rank // 32 for rank in used}) == 16
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
