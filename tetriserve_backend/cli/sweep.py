@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.sweep import CellResult, SweepSpec, run_sweep
 
-_EXIT_WRONG_INPUT = 2
+_EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 2, 130
 
 
 def sweep(
@@ -33,41 +34,47 @@ def sweep(
 ) -> None:
     """Run a grid and print the SLO attainment of every cell beside the bound.
 
-    Exit status: 0 done; 2 wrong options or files.
+    Ctrl-C shows the cells that are done; their summaries have been written.
+
+    Exit status: 0 done; 2 wrong options or files; 130 interrupted.
     """
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    results: list[CellResult] = []
+    interrupted = False
     try:
         spec = _read(config, policy, seeds)
-        results = list(
-            track(
-                run_sweep(
-                    spec,
-                    LatencyTable.load(latency_table),
-                    processes=processes,
-                    bound_cache=tetriserve_home() / "bounds",
-                ),
-                total=len(spec.cells()),
-                description="cells",
-                console=Console(stderr=True),
-                transient=True,
-            )
+        run = run_sweep(
+            spec, LatencyTable.load(latency_table), processes=processes, bound_cache=tetriserve_home() / "bounds"
         )
+        console = Console(stderr=True)
+        for result in track(run, total=len(spec.cells()), description="cells", console=console, transient=True):
+            if out is not None:
+                write_summaries(len(results), result, out)
+            results.append(result)
     except TetriserveError as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    if out is not None:
-        write_summaries(results, out)
+    except (KeyboardInterrupt, BrokenProcessPool):
+        # Ctrl-C ends the processes that run cells too; the one or the other is noticed first.
+        interrupted = True
+    if results:
+        show(results, Console(width=None if sys.stdout.isatty() else 160))
+    if interrupted:
+        print(f"tetriserve: stopped early; {len(results)} of {len(spec.cells())} cells are done", file=sys.stderr)
+        raise typer.Exit(_EXIT_INTERRUPTED)
+
+
+def write_summaries(number: int, result: CellResult, folder: Path) -> None:
+    """The summaries of a cell, one per policy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for summary in result.summaries:
+        text = json.dumps(summary.to_dict(), indent=1) + "\n"
+        (folder / f"c{number:03d}.{summary.policy}.summary.json").write_text(text, encoding="utf-8")
+
+
+def show(results: Sequence[CellResult], console: Console) -> None:
+    """Print every cell, and the means."""
     console.print(cell_sheet(results).to_rich())
     console.print(mean_sheet(results).to_rich())
-
-
-def write_summaries(results: Sequence[CellResult], folder: Path) -> None:
-    """One summary per cell and policy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, result in enumerate(results):
-        for summary in result.summaries:
-            text = json.dumps(summary.to_dict(), indent=1) + "\n"
-            (folder / f"c{number:03d}.{summary.policy}.summary.json").write_text(text, encoding="utf-8")
 
 
 def cell_sheet(results: Sequence[CellResult]) -> Sheet:

@@ -1,6 +1,12 @@
 """`tetriserve workload`, `simulate` and `sweep` as a user calls them."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +127,32 @@ def test_a_sweep_prints_every_cell_beside_the_bound_and_keeps_the_summaries():
     assert "of bound" in result.output and "fixed-sp8" in result.output
     assert len(list(Path("out").glob("*.summary.json"))) == 4
     assert "none.yaml" in tetriserve("sweep", "--config", "none.yaml", "--latency-table", TABLE, status=2).output
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_leaves_and_shows_the_cells_of_a_sweep_that_are_done(processes):
+    Path("grid.yaml").write_text(
+        "policies: [fixed-sp8]\nmixes: [uniform]\nslo_scales: [1.0]\nrates_per_minute: [24]\n"
+        f"seeds: {list(range(400))}\nworkload: {{requests: 200}}\nbound_time_limit_s: 0\n"
+    )
+    command = [sys.executable, "-m", "tetriserve_backend.cli.app", "sweep", "--config", "grid.yaml"]
+    command += ["--latency-table", str(TABLE), "--processes", str(processes), "-o", "out"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline_s = time.monotonic() + 60.0
+        while len(list(Path("out").glob("*.summary.json"))) < 3 and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        # As a terminal does it: to all of them.
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60.0)
+    assert process.returncode == 130, stderr
+    found = re.search(r"stopped early; (\d+) of 400 cells are done", stderr)
+    assert found is not None, stderr
+    # It may have come just behind the file of one more.
+    written = len(list(Path("out").glob("*.summary.json")))
+    assert 3 <= written < 400 and int(found[1]) in (written - 1, written)
+    assert "means over the grid" in stdout
 
 
 def test_each_model_of_a_trace_has_a_table_of_its_own():
