@@ -20,7 +20,7 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.sweep import CellResult, SweepSpec, run_sweep
 
-_EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 2, 130
+_EXIT_WRONG_INPUT, _EXIT_PROCESS_DIED, _EXIT_INTERRUPTED = 2, 3, 130
 
 
 def sweep(
@@ -36,15 +36,17 @@ def sweep(
 
     Ctrl-C shows the cells that are done; their summaries have been written.
 
-    Exit status: 0 done; 2 wrong options or files; 130 interrupted.
+    Exit status: 0 done; 2 wrong options or files; 3 a process that ran cells died; 130 interrupted.
     """
     results: list[CellResult] = []
-    interrupted = False
+    status = 0
     try:
-        spec = _read(config, policy, seeds)
-        run = run_sweep(
-            spec, LatencyTable.load(latency_table), processes=processes, bound_cache=tetriserve_home() / "bounds"
-        )
+        spec, table = _read(config, policy, seeds), LatencyTable.load(latency_table)
+    except TetriserveError as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_WRONG_INPUT) from error
+    try:
+        run = run_sweep(spec, table, processes=processes, bound_cache=tetriserve_home() / "bounds")
         console = Console(stderr=True)
         for result in track(run, total=len(spec.cells()), description="cells", console=console, transient=True):
             if out is not None:
@@ -53,14 +55,17 @@ def sweep(
     except TetriserveError as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    except (KeyboardInterrupt, BrokenProcessPool):
-        # Ctrl-C ends the processes that run cells too; the one or the other is noticed first.
-        interrupted = True
+    except KeyboardInterrupt:
+        status = _EXIT_INTERRUPTED
+        print("tetriserve: interrupted", file=sys.stderr)
+    except BrokenProcessPool as error:
+        status = _EXIT_PROCESS_DIED
+        print(f"tetriserve: {error}", file=sys.stderr)
     if results:
         show(results, Console(width=None if sys.stdout.isatty() else 160))
-    if interrupted:
-        print(f"tetriserve: stopped early; {len(results)} of {len(spec.cells())} cells are done", file=sys.stderr)
-        raise typer.Exit(_EXIT_INTERRUPTED)
+    if status:
+        print(f"tetriserve: {len(results)} of {len(spec.cells())} cells are done", file=sys.stderr)
+        raise typer.Exit(status)
 
 
 def write_summaries(number: int, result: CellResult, folder: Path) -> None:

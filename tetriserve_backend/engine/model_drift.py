@@ -110,10 +110,6 @@ class ModelDrift:
         for level in self._levels.values():
             level.doubt()
 
-    def factor(self, work: Work) -> float:
-        """What the original time of `work` must be multiplied by."""
-        return math.exp(self._estimate(self._chain(work)))
-
     def usual(self, work: Work) -> float:
         """The mean ratio of work that has been added.
 

@@ -1,4 +1,4 @@
-"""How long a policy takes to decide, on a crowd of requests at random stages."""
+"""How long a policy takes to decide: on a crowd at random stages, and event by event in a simulated server."""
 
 import random
 import time

@@ -22,7 +22,8 @@ class Block:
     Attributes:
         placement: its ranks.
         mask: the same as bits.
-        around: the masks of the larger groups that it is a part of, ascending.
+        around: for each larger size, ascending, the mask of the group that it is a part of, or would be if there were
+            so many ranks.
     """
 
     placement: Placement
@@ -39,15 +40,18 @@ class Blocks:
 
     def __init__(self, ranks: range) -> None:
         sizes = aligned_groups(len(ranks))
-        masks = {size: [mask_of(group) << ranks.start for group in groups] for size, groups in sizes.items()}
         self._by_size = {
             size: tuple(
                 Block(
                     Placement(tuple(rank + ranks.start for rank in group)),
-                    mask,
-                    tuple(larger for other in sizes if other > size for larger in masks[other] if larger & mask),
+                    mask_of(group) << ranks.start,
+                    tuple(
+                        mask_of(range(other)) << (group[0] // other * other + ranks.start)
+                        for other in sizes
+                        if other > size
+                    ),
                 )
-                for group, mask in zip(groups, masks[size], strict=True)
+                for group in groups
             )
             for size, groups in sizes.items()
         }

@@ -181,6 +181,9 @@ def take_level(
             i += 1
             continue
         part_s = min(seconds, steps / speeds.rates[use])
+        if part_s < TOLERANCE_S:
+            # What rounding leaves of the last step must not take a whole interval.
+            break
         if use != narrow:
             gain = speeds.rates[wide] - (speeds.rates[narrow] if narrow >= 0 else 0.0)
             part_s = min(part_s, missing / gain)

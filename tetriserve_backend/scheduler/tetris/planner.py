@@ -57,6 +57,9 @@ class Situation:
 class Planner:
     """Plans one situation after another in arrays of its own; the last one stays to be asked about.
 
+    The arrays count from the beginning of the plan: of a clock that has run for months, the last digits are too
+    coarse to tell whether the steps of a request end in time.
+
     Args:
         shapes: what requests cost.
         max_tries: packings per plan, at most; fewer in a crowd.
@@ -68,6 +71,7 @@ class Planner:
         self._shapes, self._effort = shapes, (max_tries, candidates)
         self._left, self._tried = make_profile(_FIRST_ROOM), make_profile(_FIRST_ROOM)
         self._left.free[0], self._left.size[0] = num_ranks, 1
+        self._origin_s = 0.0
         # By identity, with the batch, so that its id is not given to another; for one version of the costs.
         self._entries: dict[int, tuple[Batch, _Entry]] = {}
         self._entries_of = shapes.version
@@ -81,7 +85,7 @@ class Planner:
 
     def plan(self, situation: Situation) -> None:
         """Fill what there is to ask about: `rows`, `order` (by due), and the columns of the packing."""
-        count = len(situation.batches)
+        count, self._origin_s = len(situation.batches), situation.now_s
         requests = self._to_pack(situation)
         start = _profile(situation)
         # Each placement splits the profile at its begin and end, and twice inside; each interval of the start once.
@@ -91,7 +95,8 @@ class Planner:
         effort = (min(max_tries, max(_FEWEST_TRIES, _CROWD // max(1, count))), candidates)
         self.num_saved, self.gpu_seconds = choose(requests, self._shapes.table, start, packing, effort)
         self.saved, self.first_degree = (packing.gpu_seconds >= 0.0).tolist(), packing.first_degree.tolist()
-        self.until_s, self.end_s, self.order = packing.until_s.tolist(), packing.end_s.tolist(), requests.order.tolist()
+        self.until_s = (packing.until_s + self._origin_s).tolist()
+        self.end_s, self.order = (packing.end_s + self._origin_s).tolist(), requests.order.tolist()
         self._requests, self._start = requests, start
 
     def saved_after(self, started: Started) -> int:
@@ -101,20 +106,21 @@ class Planner:
         start = make_profile(len(self._left.times))
         copy_profile(self._start, start)
         packing = _packing(len(plan.order), make_profile(len(start.times) + 4 * len(started.indices)))
+        started = started._replace(ends_s=started.ends_s - self._origin_s)
         return int(saved_behind(behind, self._shapes.table, start, packing, started))
 
     def can_spare(self, ranks: int, until_s: float) -> bool:
         """Whether the plan leaves `ranks` free from now until `until_s`."""
-        return is_free(self._left, ranks, until_s)
+        return is_free(self._left, ranks, until_s - self._origin_s)
 
     def spend(self, ranks: int, until_s: float) -> None:
         """Take them."""
         self._make_room(int(self._left.size[0]) + 2)
-        take(self._left, ranks, self._left.times[0], until_s)
+        take(self._left, ranks, self._left.times[0], until_s - self._origin_s)
 
     def forget(self, situation: Situation) -> None:
         """Nothing waits: what is free is what the ranks leave that are busy now."""
-        start = _profile(situation)
+        start, self._origin_s = _profile(situation), situation.now_s
         self._left.size[0] = 0
         self._make_room(int(start.size[0]))
         copy_profile(start, self._left)
@@ -127,7 +133,8 @@ class Planner:
         batch = Batch((view,))
         row = self._shapes.row(view.request)
         work = (float(view.remaining_steps), self._shapes.speeds(row))
-        cost, _, _, _ = try_place(self._left, self._tried, now_s, self._due_s(batch, row), work)
+        due = self._due_s(batch, row) - self._origin_s
+        cost, _, _, _ = try_place(self._left, self._tried, now_s - self._origin_s, due, work)
         return cost if cost >= 0.0 else math.inf
 
     def keep_added(self) -> None:
@@ -140,18 +147,22 @@ class Planner:
         end_s = self.end_s[index]
         if not self.saved[index]:
             ready_s = max(situation.now_s, 0.0 if situation.ready[index] else batch.ready_at_s)
+            ready_s -= self._origin_s
             end_s = earliest_end(self._left, ready_s, float(batch.remaining_steps), self._shapes.speeds(row))
+            end_s += self._origin_s
         return end_s + batch.request.deadline_s - _MARGIN_S - self._due_s(batch, row)
 
     def _to_pack(self, situation: Situation) -> Requests:
         """The arrays of what waits; those that are too late even on ranks of their own are left out."""
-        table = self._shapes.table
         if self._entries_of != self._shapes.version or len(self._entries) > _MOST_ENTRIES:
             self._entries.clear()
             self._entries_of = self._shapes.version
         entries = [self._entry(batch) for batch in situation.batches]
+        # Only now: a new shape may have made the table larger.
+        table = self._shapes.table
         columns = np.array(entries, float).T
-        ready_s, due_s, steps = np.maximum(columns[0], situation.now_s), columns[1].copy(), columns[2].copy()
+        ready_s, steps = np.maximum(columns[0] - self._origin_s, 0.0), columns[2].copy()
+        due_s = columns[1] - self._origin_s
         rows, weights = columns[3].astype(np.int64), columns[4].astype(np.int64)
         self.rows = rows.tolist()
         fastest = table.rates[rows, table.num_degrees[rows] - 1]
@@ -160,7 +171,7 @@ class Planner:
         return Requests(order, left_out, ready_s, due_s, steps, rows, weights, np.zeros_like(rows))
 
     def _entry(self, batch: Batch) -> _Entry:
-        """When a batch is ready and due, its steps, its row and its size; kept for the next plan."""
+        """When a batch is ready and due, its steps, its row and its size."""
         known = self._entries.get(id(batch))
         if known is not None:
             return known[1]
@@ -168,7 +179,9 @@ class Planner:
         row = shapes.row(batch.request, size)
         due = due_s(batch, shapes.costs(row), shapes.batch_reserve)
         entry = (batch.ready_at_s, due, batch.remaining_steps, row, size)
-        self._entries[id(batch)] = (batch, entry)
+        if size == 1:
+            # Larger ones are made anew for each plan.
+            self._entries[id(batch)] = (batch, entry)
         return entry
 
     def _due_s(self, batch: Batch, row: int) -> float:
@@ -208,9 +221,10 @@ def due_s(batch: Batch, costs: ShapeCosts, reserve: float) -> float:
 
 
 def _profile(situation: Situation) -> Profile:
-    """What is free before anything is planned."""
-    times, free = [situation.now_s], [situation.idle]
-    for at_s in sorted(situation.returns_s):
+    """What is free before anything is planned, in seconds from its beginning on."""
+    times, free = [0.0], [situation.idle]
+    for returns_s in sorted(situation.returns_s):
+        at_s = returns_s - situation.now_s
         if at_s > times[-1]:
             times.append(at_s)
             free.append(free[-1] + 1)

@@ -37,6 +37,13 @@ def test_a_group_whose_neighbour_is_busy_is_broken_up_first():
     assert ranks_of(POD.choose(2, idle, 0, 0, {})) == (14, 15)
 
 
+def test_ranks_behind_the_last_whole_group_of_a_size_are_not_broken_up_for_nothing():
+    """Of 12 ranks the last four are in no group of eight; a pair there is still worth less than a four."""
+    world = Blocks(range(12))
+    assert ranks_of(world.choose(1, mask_of((2, 3, 8, 9, 10, 11)), 0, 0, {})) == (2,)
+    assert ranks_of(world.choose(4, mask_of(range(12)), 0, 0, {})) == (8, 9, 10, 11)
+
+
 def test_a_request_stays_where_it_was_rather_than_where_others_were_not():
     idle, own, others = ALL << 8, mask_of((11,)), mask_of((8, 9, 10))
     assert ranks_of(POD.choose(1, idle, own, others, {})) == (11,)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -134,6 +135,20 @@ def test_a_placement_meets_its_deadline_for_no_more_than_any_other_choice_of_deg
     assert first_degree == free_at(before, ready_s) - free_at(profile, ready_s)
     changes = [at for at in times if at > ready_s and free_at(before, at) - free_at(profile, at) != first_degree]
     assert until_s == (pytest.approx(min(changes)) if first_degree else ready_s)
+
+
+def test_two_alike_leave_everything_behind_their_deadline_free():
+    """What rounding leaves of the second one's last step is no reason to take the interval that has no end."""
+    rng = random.Random(1)
+    for _ in range(300):
+        now_s, length_s, steps = rng.uniform(1e6, 2e6), rng.uniform(0.5, 4.0), rng.uniform(0.5, 12.0)
+        quick = speeds(10.0, 18.0, 30.0, 45.0)
+        profile = profile_of([(1, 8)])
+        profile.times[0] = now_s
+        for _ in range(2):
+            _, _, _, end_s = place(profile, now_s, now_s + length_s, (10.0 * steps, quick), 0)
+            assert end_s == math.inf or end_s <= now_s + length_s + 1e-6
+        assert profile.free[profile.size[0] - 1] == 8
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)

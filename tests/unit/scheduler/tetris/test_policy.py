@@ -43,6 +43,36 @@ def without_idle_work(**more):
     return SchedulerSettings(policy="tetris", elastic_scale_up=False, **more)
 
 
+@pytest.mark.parametrize("seed", [3, 147])
+def test_a_clock_that_has_run_for_a_year_changes_no_plan(table, seed):
+    """The ends of pieces and deadlines fall together, and are told apart by less than such a clock shows."""
+    rng = random.Random(seed)
+    crowd = [(rng.choice([256, 1024]), rng.randrange(1, 64) / 4) for _ in range(12) for _ in range(2)]
+    plans = [
+        denoise_of(
+            plan(
+                table,
+                [
+                    waiting(make_request(f"r{number}", side, arrival_s=now_s, slo_s=slo_s), steps=20)
+                    for number, (side, slo_s) in enumerate(crowd)
+                ],
+                now_s=now_s,
+            )
+        )
+        for now_s in (0.0, 2.0**25)
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_more_shapes_than_there_was_room_for_at_first_are_planned(h100):
+    policy = make_policy(TETRIS, h100, 8)
+    for number in range(20):
+        request = waiting(make_request(f"r{number}", 256 + 16 * number))
+        view = idle_view([request], range(8), 8, 0.0)
+        assert policy.forecast(view, f"r{number}", 0.0) is not None
+        assert policy.plan(view, 0.0).assignments
+
+
 def test_a_request_gets_the_narrowest_degree_that_meets_its_deadline(table):
     for slo_s, degree in [(17.0, 1), (9.0, 2), (4.6, 4), (2.5, 8)]:
         made = plan(table, [waiting(make_request("r", 1024, slo_s=slo_s), steps=20)], settings=without_idle_work())
