@@ -38,34 +38,36 @@ def sweep(
 
     Exit status: 0 done; 2 wrong options or files; 3 a process that ran cells died; 130 interrupted.
     """
-    results: list[CellResult] = []
-    status = 0
     try:
         spec, table = _read(config, policy, seeds), LatencyTable.load(latency_table)
+        results, status = _run(spec, table, processes, out)
     except TetriserveError as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    try:
-        run = run_sweep(spec, table, processes=processes, bound_cache=tetriserve_home() / "bounds")
-        console = Console(stderr=True)
-        for result in track(run, total=len(spec.cells()), description="cells", console=console, transient=True):
-            if out is not None:
-                write_summaries(len(results), result, out)
-            results.append(result)
-    except TetriserveError as error:
-        print(f"tetriserve: {error}", file=sys.stderr)
-        raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    except KeyboardInterrupt:
-        status = _EXIT_INTERRUPTED
-        print("tetriserve: interrupted", file=sys.stderr)
-    except BrokenProcessPool as error:
-        status = _EXIT_PROCESS_DIED
-        print(f"tetriserve: {error}", file=sys.stderr)
     if results:
         show(results, Console(width=None if sys.stdout.isatty() else 160))
     if status:
         print(f"tetriserve: {len(results)} of {len(spec.cells())} cells are done", file=sys.stderr)
         raise typer.Exit(status)
+
+
+def _run(spec: SweepSpec, table: LatencyTable, processes: int, out: Path | None) -> tuple[list[CellResult], int]:
+    """The cells that were done, each written as it ended, and the exit status."""
+    results: list[CellResult] = []
+    run = run_sweep(spec, table, processes=processes, bound_cache=tetriserve_home() / "bounds")
+    console = Console(stderr=True)
+    try:
+        for result in track(run, total=len(spec.cells()), description="cells", console=console, transient=True):
+            if out is not None:
+                write_summaries(len(results), result, out)
+            results.append(result)
+    except KeyboardInterrupt:
+        print("tetriserve: interrupted", file=sys.stderr)
+        return results, _EXIT_INTERRUPTED
+    except BrokenProcessPool as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        return results, _EXIT_PROCESS_DIED
+    return results, 0
 
 
 def write_summaries(number: int, result: CellResult, folder: Path) -> None:

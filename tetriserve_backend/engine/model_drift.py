@@ -77,7 +77,9 @@ class ModelDrift:
         self._levels: dict[Hashable, _Level] = {}
         self._samples = 0
         self._entries = table.works
-        self._tracked: list[_Tracked] | None = None
+        # The levels that each kind of work is counted in; None where that has changed.
+        self._chains: list[tuple[Work, tuple[_Level, ...]]] | None = None
+        # Logarithms of the factors in `current`.
         self._applied: dict[Work, float] = {}
 
     @property
@@ -93,20 +95,20 @@ class ModelDrift:
             rarest = next(iter(self._works))
             del self._works[rarest]
             self._levels.pop(_levels(rarest)[-1], None)
-            self._tracked = None
+            self._chains = None
         self._samples += 1
         value = ratios.add(ratio, slowness)
         for key in _levels(work):
             if key not in self._levels:
                 self._levels[key] = _Level(FadingMean(self._settings.half_life, _FADE))
-                self._tracked = None
+                self._chains = None
             self._levels[key].add(value, self._samples)
         return self._warning(work, ratios)
 
     def doubt(self) -> None:
         """It has turned out that some ranks are slow, or no longer: what their work seemed to say is void."""
         self._levels = {key: level for key, level in self._levels.items() if isinstance(key, SegmentKind)}
-        self._tracked = None
+        self._chains = None
         for level in self._levels.values():
             level.doubt()
 
@@ -122,33 +124,29 @@ class ModelDrift:
         """Make `current` anew if that is worth it; whether it was. `average`: what slow ranks cost, by degree."""
         if self._samples < self._settings.min_samples:
             return False
-        if self._tracked is None:
-            self._tracked = [
-                _Tracked(work, self._chain(work), math.log(self._applied.get(work, 1.0)))
-                for work in dict.fromkeys((*self._entries, *self._steps()))
-            ]
+        if self._chains is None:
+            works = dict.fromkeys((*self._entries, *self._steps()))
+            self._chains = [(work, self._chain(work)) for work in works]
         found = [
-            self._estimate(tracked.chain) + (math.log(average.get(tracked.work.degree, 1.0)) if average else 0.0)
-            for tracked in self._tracked
+            (work, self._estimate(chain) + (math.log(average.get(work.degree, 1.0)) if average else 0.0))
+            for work, chain in self._chains
         ]
-        pairs = list(zip(self._tracked, found, strict=True))
-        if all(abs(estimate - tracked.applied) < _WORTH for tracked, estimate in pairs):
+        if all(abs(estimate - self._applied.get(work, 0.0)) < _WORTH for work, estimate in found):
             return False
-        for tracked, estimate in pairs:
-            tracked.applied = estimate
-        self._applied = {tracked.work: math.exp(tracked.applied) for tracked in self._tracked}
-        self.current = self.original.corrected(self._applied.__getitem__, self._steps())
+        self._applied = dict(found)
+        self.current = self.original.corrected(self._factor, self._steps())
         return True
 
     def shapes(self) -> list[ShapeDrift]:
         """What was measured lately."""
         entries = set(self._entries)
         return [
-            ShapeDrift(
-                self.name, work, work in entries, ratios.median, len(ratios.window), self._applied.get(work, 1.0)
-            )
+            ShapeDrift(self.name, work, work in entries, ratios.median, len(ratios.window), self._factor(work))
             for work, ratios in self._works.items()
         ]
+
+    def _factor(self, work: Work) -> float:
+        return math.exp(self._applied.get(work, 0.0))
 
     def _steps(self) -> list[Work]:
         return [work for work in self._works if work.kind is SegmentKind.DENOISE]
@@ -175,15 +173,6 @@ class ModelDrift:
             f"model {self.name!r}: {_words(work)} takes {ratios.median:.2f} times what the latency table says"
             f" (median of {samples} segments); measure the table anew with `tetriserve profile`"
         )
-
-
-@dataclass(slots=True)
-class _Tracked:
-    """Work whose time may be corrected: the levels that it is counted in, and the logarithm of its factor so far."""
-
-    work: Work
-    chain: tuple["_Level", ...]
-    applied: float
 
 
 class _Ratios:

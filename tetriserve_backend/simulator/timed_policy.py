@@ -10,7 +10,7 @@ from tetriserve_backend.simulator.quantiles import QuantileSketch
 
 
 class TimedPolicy:
-    """Another policy, with the wall-clock milliseconds of each of its plans in `decision_ms`.
+    """Another policy, with the wall-clock milliseconds of each of its plans in `decision_ms`, of the last in `last_ms`.
 
     Sits between core and policy, so that the core needs no clock. Whatever else the policy offers is passed on.
     """
@@ -18,6 +18,7 @@ class TimedPolicy:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.decision_ms = QuantileSketch()
+        self.last_ms = 0.0
 
     @property
     def name(self) -> str:
@@ -28,7 +29,8 @@ class TimedPolicy:
         """The policy's plan."""
         started_ns = time.perf_counter_ns()
         plan = self._policy.plan(view, now_s)
-        self.decision_ms.add((time.perf_counter_ns() - started_ns) / 1e6)
+        self.last_ms = (time.perf_counter_ns() - started_ns) / 1e6
+        self.decision_ms.add(self.last_ms)
         return plan
 
     def __getattr__(self, name: str) -> Any:

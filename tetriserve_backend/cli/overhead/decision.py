@@ -66,15 +66,14 @@ class _Stopwatch(TimedPolicy):
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """The policy's plan."""
-        start_s = time.perf_counter()
         plan = super().plan(view, now_s)
         if self.seconds or len(view.requests) >= self._crowd:
-            self.seconds.append(time.perf_counter() - start_s)
+            self.seconds.append(self.last_ms / 1e3)
         return plan
 
 
 def _stream(rng: random.Random, table: LatencyTable, num_requests: int, world_size: int) -> Iterator[Request]:
-    shapes = [shape for shape in table.resolutions if shape[0] in _SLO_S]
+    shapes = _shapes(table)
     mean_gpu_s = sum(_NUM_STEPS * table.step_s(*shape, 1) for shape in shapes) / len(shapes)
     arrival_s = 0.0
     for number in count():
@@ -92,7 +91,7 @@ def _crowd(rng: random.Random, table: LatencyTable, num_requests: int, world_siz
 
 
 def _request(rng: random.Random, table: LatencyTable, index: int, now_s: float, world_size: int) -> RequestView:
-    height, width = rng.choice([shape for shape in table.resolutions if shape[0] in _SLO_S])
+    height, width = rng.choice(_shapes(table))
     arrival_s = now_s - rng.random()
     slo_s = _SLO_S[height] * rng.uniform(1.0, 4.0)
     request = Request(f"r{index}", height, width, _NUM_STEPS, arrival_s, arrival_s + slo_s)
@@ -101,3 +100,7 @@ def _request(rng: random.Random, table: LatencyTable, index: int, now_s: float, 
     placement = Placement((rng.randrange(world_size),)) if encoded else None
     kind = SegmentKind.DENOISE if encoded else SegmentKind.ENCODE
     return RequestView(request, kind, remaining, ready_at_s=0.0, placement=placement, in_flight=0)
+
+
+def _shapes(table: LatencyTable) -> list[tuple[int, int]]:
+    return [shape for shape in table.resolutions if shape[0] in _SLO_S]

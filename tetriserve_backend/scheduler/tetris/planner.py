@@ -27,7 +27,7 @@ _FIRST_ROOM = 256
 _CROWD, _FEWEST_TRIES = 400, 4
 """A packing takes the longer the more requests there are: so many are packed in one plan, all tries together."""
 _MOST_ENTRIES = 4096
-"""What is known of batches is forgotten when it is of more than so many, most of which are gone by then."""
+"""What is known of requests is forgotten when it is of more than so many, most of which are gone by then."""
 _MARGIN_S = 1e-4
 """What ends this close to a deadline might miss it by a rounding error."""
 
@@ -72,8 +72,8 @@ class Planner:
         self._left, self._tried = make_profile(_FIRST_ROOM), make_profile(_FIRST_ROOM)
         self._left.free[0], self._left.size[0] = num_ranks, 1
         self._origin_s = 0.0
-        # By identity, with the batch, so that its id is not given to another; for one version of the costs.
-        self._entries: dict[int, tuple[Batch, _Entry]] = {}
+        # By identity, with the view, so that its id is not given to another; for one version of the costs.
+        self._entries: dict[int, tuple[RequestView, _Entry]] = {}
         self._entries_of = shapes.version
         self.rows: list[int] = []
         self.saved: list[bool] = []
@@ -171,17 +171,15 @@ class Planner:
         return Requests(order, left_out, ready_s, due_s, steps, rows, weights, np.zeros_like(rows))
 
     def _entry(self, batch: Batch) -> _Entry:
-        """When a batch is ready and due, its steps, its row and its size."""
-        known = self._entries.get(id(batch))
+        """When a batch is ready and due, its steps, its row and its size; kept of what is alone in its batch."""
+        size, first = batch.size, batch.members[0]
+        known = self._entries.get(id(first)) if size == 1 else None
         if known is not None:
             return known[1]
-        shapes, size = self._shapes, batch.size
-        row = shapes.row(batch.request, size)
-        due = due_s(batch, shapes.costs(row), shapes.batch_reserve)
-        entry = (batch.ready_at_s, due, batch.remaining_steps, row, size)
+        row = self._shapes.row(batch.request, size)
+        entry = (batch.ready_at_s, self._due_s(batch, row), batch.remaining_steps, row, size)
         if size == 1:
-            # Larger ones are made anew for each plan.
-            self._entries[id(batch)] = (batch, entry)
+            self._entries[id(first)] = (first, entry)
         return entry
 
     def _due_s(self, batch: Batch, row: int) -> float:

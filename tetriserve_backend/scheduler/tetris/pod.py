@@ -50,7 +50,6 @@ class Pod:
         self._crowd_ranks = min(max(len(ranks), _FEWEST_CROWD_RANKS), _MOST_CROWD_RANKS)
         self._shapes, self._planner, self._gatherer, self._use_idle = shapes, planner, gatherer, use_idle
         self._expected_s: dict[Block, float] = {}
-        self._alone: dict[int, Batch] = {}
         self.num_idle = len(ranks)
         self.unserved: list[RequestView] = []
 
@@ -128,16 +127,15 @@ class Pod:
                 return finish_s if finish_s < math.inf else None
         return None
 
-    def _situation(self, view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]) -> Situation:
+    @staticmethod
+    def _situation(view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]) -> Situation:
         waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
+        ready = [view.is_ready(request, now_s) for request in waiting]
         horizon_s = now_s + view.lead_s
-        ready = [request.ready_at_s <= horizon_s for request in waiting]
         returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
         # What is sent ahead begins when the last of the available ranks is free.
         start_s = max([now_s, *(rank.free_at_s for rank in view.ranks if rank.free_at_s <= horizon_s)])
-        # What has not changed is the very same batch as in the plan before, for which the planner knows all it needs.
-        self._alone = {id(r): self._alone.get(id(r)) or Batch((r,)) for r in waiting}
-        return Situation(start_s, list(self._alone.values()), ready, idle, [*returns_s, *decodes_end_s])
+        return Situation(start_s, [Batch((request,)) for request in waiting], ready, idle, [*returns_s, *decodes_end_s])
 
     def _note_unserved(self, situation: Situation, jobs: Sequence[Job], *, planned: bool) -> None:
         served = {job.index for job in jobs}
