@@ -7,7 +7,12 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
-Flags: TypeAlias = npt.NDArray[np.bool_]
+
+NUM_FACTS = 5
+"""What is known of a batch before it is planned: when it is ready and due (seconds of the clock), how many steps it
+needs, its row in the `ShapeTable`, and how many requests it stands for."""
+NUM_FLOATS, NUM_INTS = 6, 6
+"""Rows of the two arrays that hold `Requests` and `Packing` of a plan."""
 
 
 class Profile(NamedTuple):
@@ -46,7 +51,7 @@ class Requests(NamedTuple):
 
     Attributes:
         order: indices of requests.
-        left_out: requests that get nothing.
+        left_out: 1 for requests that get nothing, else 0.
         ready_s, due_s: between these moments a request may run.
         steps: that it needs (> 0).
         shapes: its row in the `ShapeTable`.
@@ -55,7 +60,7 @@ class Requests(NamedTuple):
     """
 
     order: Ints
-    left_out: Flags
+    left_out: Ints
     ready_s: Floats
     due_s: Floats
     steps: Floats

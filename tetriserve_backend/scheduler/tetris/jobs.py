@@ -49,13 +49,13 @@ class JobList:
         return list(self._jobs.values())
 
     def _fill_idle(self, *, use_idle: bool) -> None:
-        planner, ready = self._planner, self._situation.ready
-        waiting = [index for index in planner.order if ready[index] and index not in self._jobs]
-        late = [index for index in waiting if not planner.saved[index]]
-        late.sort(key=lambda index: (self._cheapest_gpu_seconds(index), index))
+        saved, ready = self._planner.saved, self._situation.ready
+        waiting = [index for index in self._planner.order if ready[index] and index not in self._jobs]
         if use_idle:
-            self._start_early([index for index in waiting if planner.saved[index]])
-        self._start_early(late)
+            self._start_early([index for index in waiting if saved[index]])
+        if self._idle:
+            late = [index for index in waiting if not saved[index]]
+            self._start_early(sorted(late, key=lambda index: (self._cheapest_gpu_seconds(index), index)))
         if use_idle:
             self._widen()
 
@@ -74,7 +74,7 @@ class JobList:
         Then it does fewer steps, or waits with its ranks held for those that come back by the next piece.
         """
         planner = self._planner
-        over_s = {index: self._job_end_s(job) - planner.until_s[index] for index, job in self._jobs.items()}
+        over_s = {index: self._job_end_s(job) - planner.until_s(index) for index, job in self._jobs.items()}
         outlasting = sorted((i for i, over in over_s.items() if over > _OVERRUN_S), key=lambda i: -over_s[i])
         saved = self._saved_after(self._jobs) if outlasting else planner.num_saved
         for index in outlasting:
@@ -83,7 +83,7 @@ class JobList:
             job = self._jobs[index]
             step_s = self._costs(index).step_s[job.sp_degree]
             fits = max(0, job.num_steps - 1 - int(over_s[index] / step_s))
-            may_wait = any(at_s <= planner.until_s[index] + _OVERRUN_S for at_s in self._situation.returns_s)
+            may_wait = any(at_s <= planner.until_s(index) + _OVERRUN_S for at_s in self._situation.returns_s)
             for steps in sorted({min(fits + 1, job.num_steps - 1), fits, 0}, reverse=True):
                 if not steps and not may_wait:
                     break
@@ -96,7 +96,7 @@ class JobList:
                     break
             if index not in self._jobs:
                 self._idle += job.sp_degree
-                self.held_until_s = min(self.held_until_s, planner.until_s[index])
+                self.held_until_s = min(self.held_until_s, planner.until_s(index))
 
     def _saved_after(self, jobs: Mapping[int, Job]) -> int:
         started = list(jobs.values())

@@ -254,22 +254,96 @@ def worth(requests: Requests, packing: Packing) -> tuple[int, float]:
 
 
 @compiled
-def saved_behind(requests: Requests, table: ShapeTable, start: Profile, packing: Packing, started: Started) -> int:
-    """How many requests are saved if these segments start at the beginning of `start`.
+def requests_in(floats: Floats, ints: Ints) -> Requests:
+    """The requests of a plan, as parts of its arrays."""
+    return Requests(ints[0], ints[1], floats[0], floats[1], floats[2], ints[2], ints[3], ints[4])
 
-    Arguments as for `pack`; what `requests` and `start` say of what has started is changed.
+
+@compiled
+def packing_in(floats: Floats, ints: Ints, left: Profile) -> Packing:
+    """The packing of a plan, as parts of its arrays."""
+    return Packing(floats[3], ints[5], floats[4], floats[5], left)
+
+
+@compiled
+def fill_profile(profile: Profile, idle: int, returns_s: Floats, origin_s: float) -> None:
+    """What is free before anything is planned, in seconds from `origin_s` on: `idle` ranks, and those that return."""
+    times, free = profile.times, profile.free
+    times[0], free[0] = 0.0, idle
+    last = 0
+    for return_s in np.sort(returns_s):
+        at_s = return_s - origin_s
+        if at_s > times[last]:
+            times[last + 1], free[last + 1] = at_s, free[last]
+            last += 1
+        free[last] += 1
+    profile.size[0] = last + 1
+
+
+@compiled
+def fill_requests(requests: Requests, table: ShapeTable, facts: Floats, places: Ints, origin_s: float) -> None:
+    """What waits, by its facts at these places; what is too late even on ranks of its own is left out."""
+    for i in range(len(places)):
+        fact = facts[places[i]]
+        steps, shape = fact[2], int(fact[3])
+        requests.ready_s[i], requests.due_s[i] = max(fact[0] - origin_s, 0.0), fact[1] - origin_s
+        requests.steps[i], requests.shapes[i], requests.weights[i], requests.levels[i] = steps, shape, int(fact[4]), 0
+        slack_s = requests.due_s[i] - requests.ready_s[i] - steps / table.rates[shape, table.num_degrees[shape] - 1]
+        requests.left_out[i] = slack_s < -TOLERANCE_S
+    requests.order[:] = np.argsort(requests.due_s, kind="mergesort")
+
+
+@compiled
+def plan_batches(
+    known: tuple[Floats, Ints],
+    table: ShapeTable,
+    ranks: tuple[int, Floats, float],
+    profiles: tuple[Profile, Profile],
+    plan: tuple[Floats, Ints],
+    effort: tuple[int, int],
+) -> tuple[int, float]:
+    """`choose` with all that comes before it, in one call from Python, which costs more than most plans.
+
+    Args:
+        known: facts of batches, one row each, and the places of those that are to be planned.
+        table: what shapes cost.
+        ranks: how many are idle, when the others return, and when the plan begins, in seconds of the clock.
+        profiles: what is free before, which is filled, and what the plan leaves; with room as `pack` needs it.
+        plan: the arrays that are filled, one column per batch.
+        effort: as for `choose`.
+
+    Returns:
+        How many requests are saved, and their GPU-seconds.
     """
-    done = 0
+    facts, places = known
+    idle, returns_s, origin_s = ranks
+    start, left = profiles
+    floats, ints = plan
+    requests = requests_in(floats, ints)
+    fill_profile(start, idle, returns_s, origin_s)
+    fill_requests(requests, table, facts, places, origin_s)
+    return choose(requests, table, start, packing_in(floats, ints, left), effort)
+
+
+@compiled
+def saved_behind(plan: tuple[Floats, Ints], table: ShapeTable, given: Profile, started: Started) -> int:
+    """How many requests are saved in the order of a plan if these segments start at the beginning of `given`."""
+    floats, ints = plan[0].copy(), plan[1].copy()
+    requests, done = requests_in(floats, ints), 0
+    room = 2 * (len(given.times) + 2 * len(started.indices)) + 4 * len(requests.order) + 8
+    start = Profile(np.empty(room), np.empty(room, np.int64), np.empty(1, np.int64))
+    left = Profile(np.empty(room), np.empty(room, np.int64), np.empty(1, np.int64))
+    copy_profile(given, start)
     for i in range(len(started.indices)):
         request, end_s = started.indices[i], started.ends_s[i]
         take(start, started.degrees[i], start.times[0], end_s)
         requests.ready_s[request] = end_s
         requests.steps[request] -= started.num_steps[i]
         if requests.steps[request] <= 0.0:
-            requests.left_out[request] = True
+            requests.left_out[request] = 1
             if end_s <= requests.due_s[request]:
                 done += requests.weights[request]
-    return done + pack(requests, table, start, packing)[0]
+    return done + pack(requests, table, start, packing_in(floats, ints, left))[0]
 
 
 @compiled
@@ -331,12 +405,12 @@ def choose(
     copy_profile(start, profile_at(marks, 0))
     saved, total = pack_from(0, requests, table, packing, marks)
     tries, better = 1, True
-    if max_tries == 1 or not np.any((packing.gpu_seconds < 0.0) & ~left_out):
+    if max_tries == 1 or not np.any((packing.gpu_seconds < 0.0) & (left_out == 0)):
         return saved, total
     mark_of = np.empty_like(order)
     mark_of[order] = np.arange(len(order)) // stride
     tried = like(packing)
-    while better and tries < max_tries and np.any((packing.gpu_seconds < 0.0) & ~left_out):
+    while better and tries < max_tries and np.any((packing.gpu_seconds < 0.0) & (left_out == 0)):
         better = False
         dearest = np.argsort(-packing.gpu_seconds / requests.weights)[:width]
         for change in range(2 * len(dearest)):
@@ -349,7 +423,7 @@ def choose(
             if widens:
                 levels[request] = num_degrees
             else:
-                left_out[request] = True
+                left_out[request] = 1
             tries += 1
             mark = mark_of[request]
             tried.gpu_seconds[:] = packing.gpu_seconds
@@ -361,5 +435,5 @@ def choose(
                 saved, total = pack_from(mark, requests, table, packing, marks)
                 better = True
                 break
-            levels[request], left_out[request] = level, False
+            levels[request], left_out[request] = level, 0
     return saved, total

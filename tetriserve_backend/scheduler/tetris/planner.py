@@ -3,19 +3,26 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.costs import ShapeCosts
-from tetriserve_backend.scheduler.tetris.arrays import Packing, Profile, Requests, Started, make_profile
+from tetriserve_backend.scheduler.tetris.arrays import (
+    NUM_FACTS,
+    NUM_FLOATS,
+    NUM_INTS,
+    Ints,
+    Started,
+    make_profile,
+)
 from tetriserve_backend.scheduler.tetris.kernels import (
-    choose,
     copy_profile,
     earliest_end,
+    fill_profile,
     is_free,
+    plan_batches,
     saved_behind,
     take,
     try_place,
@@ -26,13 +33,10 @@ from tetriserve_backend.scheduler.view import RequestView
 _FIRST_ROOM = 256
 _CROWD, _FEWEST_TRIES = 400, 4
 """A packing takes the longer the more requests there are: so many are packed in one plan, all tries together."""
-_MOST_ENTRIES = 4096
-"""What is known of requests is forgotten when it is of more than so many, most of which are gone by then."""
+_MOST_KNOWN = 4096
+"""What is known of batches is forgotten when it is of more than so many, most of which are gone by then."""
 _MARGIN_S = 1e-4
 """What ends this close to a deadline might miss it by a rounding error."""
-
-
-_Entry: TypeAlias = tuple[float, float, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,42 +76,52 @@ class Planner:
         self._left, self._tried = make_profile(_FIRST_ROOM), make_profile(_FIRST_ROOM)
         self._left.free[0], self._left.size[0] = num_ranks, 1
         self._origin_s = 0.0
-        # By identity, with the view, so that its id is not given to another; for one version of the costs.
-        self._entries: dict[int, tuple[RequestView, _Entry]] = {}
-        self._entries_of = shapes.version
+        # Facts of batches, one row each, and the row of each by its identity; with the batch, so that its id is not
+        # given to another. For one version of the costs.
+        self._facts = np.empty((_MOST_KNOWN, NUM_FACTS))
+        self._places: dict[int, tuple[int, Batch]] = {}
+        self._known_of = shapes.version
+        self._start = make_profile(1)
+        self._plan = np.empty((NUM_FLOATS, 0)), np.empty((NUM_INTS, 0), np.int64)
         self.rows: list[int] = []
         self.saved: list[bool] = []
         self.first_degree: list[int] = []
-        self.until_s: list[float] = []
+        # Both from the beginning of the plan on.
+        self._until_s: list[float] = []
+        self._end_s: list[float] = []
         self.num_saved, self.gpu_seconds = 0, 0.0
-        self.end_s: list[float] = []
         self.order: list[int] = []
 
     def plan(self, situation: Situation) -> None:
         """Fill what there is to ask about: `rows`, `order` (by due), and the columns of the packing."""
         count, self._origin_s = len(situation.batches), situation.now_s
-        requests = self._to_pack(situation)
-        start = _profile(situation)
+        places = self._places_of(situation.batches)
+        self._start = make_profile(len(situation.returns_s) + 1)
         # Each placement splits the profile at its begin and end, and twice inside; each interval of the start once.
-        self._make_room(2 * len(start.times) + 4 * count + 8)
-        packing = _packing(count, self._left)
+        self._make_room(2 * len(self._start.times) + 4 * count + 8)
+        self._plan = np.empty((NUM_FLOATS, count)), np.empty((NUM_INTS, count), np.int64)
         max_tries, candidates = self._effort
-        effort = (min(max_tries, max(_FEWEST_TRIES, _CROWD // max(1, count))), candidates)
-        self.num_saved, self.gpu_seconds = choose(requests, self._shapes.table, start, packing, effort)
-        self.saved, self.first_degree = (packing.gpu_seconds >= 0.0).tolist(), packing.first_degree.tolist()
-        self.until_s = (packing.until_s + self._origin_s).tolist()
-        self.end_s, self.order = (packing.end_s + self._origin_s).tolist(), requests.order.tolist()
-        self._requests, self._start = requests, start
+        self.num_saved, self.gpu_seconds = plan_batches(
+            (self._facts, places),
+            # Only now: a new shape may have made the table larger.
+            self._shapes.table,
+            (situation.idle, np.array(situation.returns_s, float), self._origin_s),
+            (self._start, self._left),
+            self._plan,
+            (min(max_tries, max(_FEWEST_TRIES, _CROWD // max(1, count))), candidates),
+        )
+        self.order, _, self.rows, _, _, self.first_degree = self._plan[1].tolist()
+        _, _, _, gpu_seconds, self._until_s, self._end_s = self._plan[0].tolist()
+        self.saved = [cost >= 0.0 for cost in gpu_seconds]
+
+    def until_s(self, index: int) -> float:
+        """When a request leaves its first degree."""
+        return self._until_s[index] + self._origin_s
 
     def saved_after(self, started: Started) -> int:
         """How many requests the plan still saves, in the same order, behind segments that start now."""
-        plan = self._requests
-        behind = plan._replace(ready_s=plan.ready_s.copy(), steps=plan.steps.copy(), left_out=plan.left_out.copy())
-        start = make_profile(len(self._left.times))
-        copy_profile(self._start, start)
-        packing = _packing(len(plan.order), make_profile(len(start.times) + 4 * len(started.indices)))
         started = started._replace(ends_s=started.ends_s - self._origin_s)
-        return int(saved_behind(behind, self._shapes.table, start, packing, started))
+        return int(saved_behind(self._plan, self._shapes.table, self._start, started))
 
     def can_spare(self, ranks: int, until_s: float) -> bool:
         """Whether the plan leaves `ranks` free from now until `until_s`."""
@@ -120,10 +134,9 @@ class Planner:
 
     def forget(self, situation: Situation) -> None:
         """Nothing waits: what is free is what the ranks leave that are busy now."""
-        start, self._origin_s = _profile(situation), situation.now_s
-        self._left.size[0] = 0
-        self._make_room(int(start.size[0]))
-        copy_profile(start, self._left)
+        self._left.size[0], self._origin_s = 0, situation.now_s
+        self._make_room(len(situation.returns_s) + 1)
+        fill_profile(self._left, situation.idle, np.array(situation.returns_s, float), self._origin_s)
 
     def try_to_add(self, view: RequestView, now_s: float) -> float:
         """GPU-seconds of one more request, from now on, in what the last plan leaves free; inf if it would be late."""
@@ -144,7 +157,7 @@ class Planner:
     def finish_s(self, index: int, situation: Situation) -> float:
         """When a request of the last plan should have its image; a late one as soon as what is left free allows."""
         batch, row = situation.batches[index], self.rows[index]
-        end_s = self.end_s[index]
+        end_s = self._end_s[index] + self._origin_s
         if not self.saved[index]:
             ready_s = max(situation.now_s, 0.0 if situation.ready[index] else batch.ready_at_s)
             ready_s -= self._origin_s
@@ -152,35 +165,21 @@ class Planner:
             end_s += self._origin_s
         return end_s + batch.request.deadline_s - _MARGIN_S - self._due_s(batch, row)
 
-    def _to_pack(self, situation: Situation) -> Requests:
-        """The arrays of what waits; those that are too late even on ranks of their own are left out."""
-        if self._entries_of != self._shapes.version or len(self._entries) > _MOST_ENTRIES:
-            self._entries.clear()
-            self._entries_of = self._shapes.version
-        entries = [self._entry(batch) for batch in situation.batches]
-        # Only now: a new shape may have made the table larger.
-        table = self._shapes.table
-        columns = np.array(entries, float).T
-        ready_s, steps = np.maximum(columns[0] - self._origin_s, 0.0), columns[2].copy()
-        due_s = columns[1] - self._origin_s
-        rows, weights = columns[3].astype(np.int64), columns[4].astype(np.int64)
-        self.rows = rows.tolist()
-        fastest = table.rates[rows, table.num_degrees[rows] - 1]
-        left_out = due_s - ready_s - steps / fastest < -1e-9
-        order = np.argsort(due_s, kind="stable")
-        return Requests(order, left_out, ready_s, due_s, steps, rows, weights, np.zeros_like(rows))
+    def _places_of(self, batches: Sequence[Batch]) -> Ints:
+        """Where the facts of each batch are."""
+        if self._known_of != self._shapes.version or len(self._places) + len(batches) > len(self._facts):
+            self._places.clear()
+            self._known_of = self._shapes.version
+            if len(batches) > len(self._facts):
+                self._facts = np.empty((2 * len(batches), NUM_FACTS))
+        known = self._places
+        return np.array([(known.get(id(batch)) or self._learn(batch))[0] for batch in batches], np.int64)
 
-    def _entry(self, batch: Batch) -> _Entry:
-        """When a batch is ready and due, its steps, its row and its size; kept of what is alone in its batch."""
-        size, first = batch.size, batch.members[0]
-        known = self._entries.get(id(first)) if size == 1 else None
-        if known is not None:
-            return known[1]
-        row = self._shapes.row(batch.request, size)
-        entry = (batch.ready_at_s, self._due_s(batch, row), batch.remaining_steps, row, size)
-        if size == 1:
-            self._entries[id(first)] = (first, entry)
-        return entry
+    def _learn(self, batch: Batch) -> tuple[int, Batch]:
+        row, place = self._shapes.row(batch.request, batch.size), len(self._places)
+        self._facts[place] = batch.ready_at_s, self._due_s(batch, row), batch.remaining_steps, row, batch.size
+        self._places[id(batch)] = place, batch
+        return place, batch
 
     def _due_s(self, batch: Batch, row: int) -> float:
         return due_s(batch, self._shapes.costs(row), self._shapes.batch_reserve)
@@ -190,10 +189,6 @@ class Planner:
         if intervals > len(self._left.times):
             old, self._left = self._left, make_profile(2 * intervals)
             copy_profile(old, self._left)
-
-
-def _packing(count: int, left: Profile) -> Packing:
-    return Packing(np.zeros(count), np.zeros(count, np.int64), np.zeros(count), np.zeros(count), left)
 
 
 def due_s(batch: Batch, costs: ShapeCosts, reserve: float) -> float:
@@ -216,16 +211,3 @@ def due_s(batch: Batch, costs: ShapeCosts, reserve: float) -> float:
     around_s += reserve * last * costs.fastest.step_s
     ends_s = (m.request.deadline_s + (last - m.remaining_steps) * costs.fastest.step_s for m in batch.members)
     return min(ends_s) - around_s
-
-
-def _profile(situation: Situation) -> Profile:
-    """What is free before anything is planned, in seconds from its beginning on."""
-    times, free = [0.0], [situation.idle]
-    for returns_s in sorted(situation.returns_s):
-        at_s = returns_s - situation.now_s
-        if at_s > times[-1]:
-            times.append(at_s)
-            free.append(free[-1] + 1)
-        else:
-            free[-1] += 1
-    return Profile(np.array(times, float), np.array(free, np.int64), np.array([len(times)], np.int64))

@@ -40,7 +40,6 @@ class Pod:
 
     Attributes:
         num_idle: ranks that the last plan left idle.
-        unserved: requests that waited for their first segment and got none, those that will be late first.
     """
 
     def __init__(
@@ -50,12 +49,19 @@ class Pod:
         self._crowd_ranks = min(max(len(ranks), _FEWEST_CROWD_RANKS), _MOST_CROWD_RANKS)
         self._shapes, self._planner, self._gatherer, self._use_idle = shapes, planner, gatherer, use_idle
         self._expected_s: dict[Block, float] = {}
+        # Each request in a batch of its own, by the identity of its view: the same batch for as long as the view is.
+        self._alone: dict[int, Batch] = {}
         self.num_idle = len(ranks)
-        self.unserved: list[RequestView] = []
+        self._unserved: list[RequestView] | None = []
+        self._last: tuple[Situation, Sequence[Job], bool] | None = None
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan; `view` shows this pod alone."""
         seating = Seating(view, self._blocks, self._shapes, now_s, self._expected_s)
+        if not seating.num_idle and any(request.next_kind is not SegmentKind.DECODE for request in view.requests):
+            self.num_idle = 0
+            self._unserved = [r for r in view.requests if r.placement is None and not r.in_flight]
+            return seating.plan(anybody_waits=True, not_after_s=math.inf)
         for request in view.requests:
             if request.next_kind is SegmentKind.DECODE and view.is_ready(request, now_s):
                 seating.decode(request)
@@ -73,7 +79,7 @@ class Pod:
         elif not anybody_waits:
             self._planner.forget(situation)
         self.num_idle = seating.num_idle
-        self._note_unserved(situation, jobs, planned=planned)
+        self._last, self._unserved = (situation, jobs, planned), None
         return seating.plan(anybody_waits=anybody_waits, not_after_s=held_until_s)
 
     def _plan_in_batches(self, alone: Situation) -> Situation:
@@ -127,20 +133,37 @@ class Pod:
                 return finish_s if finish_s < math.inf else None
         return None
 
-    @staticmethod
-    def _situation(view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]) -> Situation:
+    def _situation(
+        self, view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]
+    ) -> Situation:
         waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
-        ready = [view.is_ready(request, now_s) for request in waiting]
         horizon_s = now_s + view.lead_s
+        ready = [request.ready_at_s <= horizon_s for request in waiting]
+        known = self._alone
+        batches = [known.get(id(request)) or Batch((request,)) for request in waiting]
+        self._alone = {id(batch.members[0]): batch for batch in batches}
         returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
         # What is sent ahead begins when the last of the available ranks is free.
         start_s = max([now_s, *(rank.free_at_s for rank in view.ranks if rank.free_at_s <= horizon_s)])
-        return Situation(start_s, [Batch((request,)) for request in waiting], ready, idle, [*returns_s, *decodes_end_s])
+        return Situation(start_s, batches, ready, idle, [*returns_s, *decodes_end_s])
 
-    def _note_unserved(self, situation: Situation, jobs: Sequence[Job], *, planned: bool) -> None:
+    @property
+    def unserved(self) -> list[RequestView]:
+        """Requests that waited for their first segment and got none in the last plan, those that will be late first.
+
+        Found when first asked for, since only worlds of several pods ask; whoever takes one away removes it.
+        """
+        if self._unserved is None:
+            self._unserved = self._find_unserved()
+        return self._unserved
+
+    def _find_unserved(self) -> list[RequestView]:
+        if self._last is None:
+            return []
+        situation, jobs, planned = self._last
         served = {job.index for job in jobs}
         left = [i for i, b in enumerate(situation.batches) if i not in served]
         if planned:
             left.sort(key=lambda i: self._planner.saved[i])
         members = (member for i in left for member in situation.batches[i].members)
-        self.unserved = [member for member in members if member.placement is None and not member.in_flight]
+        return [member for member in members if member.placement is None and not member.in_flight]

@@ -2,12 +2,21 @@
 
 import numpy as np
 
-from tetriserve_backend.scheduler.tetris.arrays import Packing, Requests, ShapeTable, Speeds, Started, make_profile
+from tetriserve_backend.scheduler.tetris.arrays import (
+    NUM_FACTS,
+    NUM_FLOATS,
+    NUM_INTS,
+    ShapeTable,
+    Speeds,
+    Started,
+    make_profile,
+)
 from tetriserve_backend.scheduler.tetris.kernels import (
-    choose,
     copy_profile,
     earliest_end,
+    fill_profile,
     is_free,
+    plan_batches,
     saved_behind,
     take,
     try_place,
@@ -18,13 +27,14 @@ def warm_up() -> None:
     """Call each kernel that Python calls; takes seconds where no cache holds its code, else nothing to speak of."""
     table = ShapeTable(np.ones((1, 1), np.int64), np.ones((1, 1)), np.ones(1, np.int64))
     start, left = make_profile(4), make_profile(32)
-    start.free[0], start.size[0] = 1, 1
-    zero, due_s = np.zeros(1, np.int64), np.full(1, 9.0)
-    requests = Requests(zero, np.zeros(1, np.bool_), np.zeros(1), due_s, np.ones(1), zero, zero + 1, zero.copy())
-    packing = Packing(np.zeros(1), zero.copy(), np.zeros(1), np.zeros(1), left)
-    choose(requests, table, start, packing, (2, 1))
+    none, places = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    facts = np.zeros((1, NUM_FACTS))
+    facts[0] = 0.0, 9.0, 1.0, 0.0, 1.0
+    plan = np.empty((NUM_FLOATS, 1)), np.empty((NUM_INTS, 1), np.int64)
+    plan_batches((facts, places), table, (1, np.zeros(0), 0.0), (start, left), plan, (2, 1))
+    saved_behind(plan, table, start, Started(none, none, none, np.zeros(0)))
+    fill_profile(left, 1, np.zeros(0), 0.0)
     copy_profile(start, left)
-    saved_behind(requests, table, start, packing, Started(zero[:0], zero[:0], zero[:0], due_s[:0]))
     take(left, 1, 2.0, 3.0)
     is_free(left, 1, 9.0)
     speeds = Speeds(table.degrees[0], table.rates[0])
