@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tetriserve_backend.domain import LatencyTableError, Segment
 from tetriserve_backend.engine.config import DriftSettings
 from tetriserve_backend.engine.model_drift import ModelDrift, ShapeDrift
-from tetriserve_backend.engine.prediction import work_seconds
+from tetriserve_backend.engine.prediction import num_works
 from tetriserve_backend.engine.rank_speeds import RankSpeeds
-from tetriserve_backend.latency_table import LatencyTables, work_of
+from tetriserve_backend.latency_table import LatencyTables, Work, work_of
 from tetriserve_backend.scheduler.groups import aligned_groups
 
 _SHORTEST_S = 1e-4
@@ -88,10 +88,10 @@ class DriftMonitor:
         if not self._tables.has(segment.model):
             return []
         model = self._model_of(segment.model)
-        expected_s = _expected_s(model, segment)
+        work, ranks = work_of(segment), segment.placement.ranks
+        expected_s = num_works(segment) * _seconds(model, work)
         if expected_s < _SHORTEST_S or measured_s <= 0.0:
             return []
-        work, ranks = work_of(segment), segment.placement.ranks
         ratio = measured_s / expected_s
         # What a slow rank adds says nothing about the work, and the other way round.
         warning = model.add(work, ratio, self._slowest_of(ranks))
@@ -176,9 +176,9 @@ class DriftMonitor:
         return warnings
 
 
-def _expected_s(model: ModelDrift, segment: Segment) -> float:
+def _seconds(model: ModelDrift, work: Work) -> float:
     try:
-        return work_seconds(model.original, segment)
+        return model.original.seconds(work)
     except LatencyTableError:
         # The model was given another table, which lacks this, while the segment ran.
         return 0.0

@@ -15,8 +15,12 @@ def segment_seconds(tables: LatencyTables, segment: Segment) -> float:
 
 def work_seconds(table: LatencyTable, segment: Segment) -> float:
     """Seconds that a segment's ranks work at it, as they report them: without dispatch."""
-    times = segment.num_steps if segment.kind is SegmentKind.DENOISE else 1
-    return times * table.seconds(work_of(segment))
+    return num_works(segment) * table.seconds(work_of(segment))
+
+
+def num_works(segment: Segment) -> int:
+    """How often a segment does its work (`work_of`)."""
+    return segment.num_steps if segment.kind is SegmentKind.DENOISE else 1
 
 
 def tells_times_of(table: LatencyTable, requests: Iterable[Request]) -> bool:

@@ -63,8 +63,13 @@ class ViewKeeper:
         late = self._ledger.late_resources(now_s)
         if ranks_changed or late or self._held or usable_ranks is not self._shown_ranks:
             self._held = bool(late or self._behind)
-            self._shown_ranks = usable_ranks
-            self._shown = tuple(self._rank_view(rank, late, now_s) for rank in usable_ranks)
+            if usable_ranks is not self._shown_ranks:
+                self._shown_ranks = usable_ranks
+                for rank in usable_ranks:
+                    self._rank_views.setdefault(rank, RankView(rank, 0.0, 0))
+            self._shown = tuple([self._rank_views[rank] for rank in usable_ranks])
+            if self._held:
+                self._shown = tuple(self._hold_back(view, late, now_s) for view in self._shown)
         requests = tuple(self._request_views.values())
         if late:
             requests = tuple(self._hold_late(request, late, now_s) for request in requests)
@@ -94,11 +99,8 @@ class ViewKeeper:
         else:
             self._behind.discard(rank)
 
-    def _rank_view(self, rank: int, late: Set[Resource], now_s: float) -> RankView:
-        view = self._rank_views.get(rank)
-        if view is None:
-            view = self._rank_views[rank] = RankView(rank, 0.0, 0)
-        if rank in self._behind or rank in late:
+    def _hold_back(self, view: RankView, late: Set[Resource], now_s: float) -> RankView:
+        if view.rank in self._behind or view.rank in late:
             return replace(view, free_at_s=max(view.free_at_s, self._not_before_s(now_s)))
         return view
 

@@ -1,6 +1,7 @@
 """What a latency table tells the time of."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tetriserve_backend.domain import Segment, SegmentKind
 
@@ -56,8 +57,14 @@ def decode_work(height: int, width: int) -> Work:
 def work_of(segment: Segment) -> Work:
     """What a segment does, as a table names it; a segment of several steps does it several times."""
     if segment.kind is SegmentKind.ENCODE:
-        return encode_work()
+        return _work(segment.kind, 0, 0, 1, 1, 1)
     if segment.kind is SegmentKind.DECODE:
-        return decode_work(segment.height, segment.width)
+        return _work(segment.kind, segment.height, segment.width, 1, 1, 1)
     degree, batch = segment.placement.sp_degree, segment.batch_size
-    return Work(segment.kind, segment.height, segment.width, degree, batch, segment.cfg_degree)
+    return _work(segment.kind, segment.height, segment.width, degree, batch, segment.cfg_degree)
+
+
+@lru_cache(maxsize=1024)
+def _work(kind: SegmentKind, height: int, width: int, degree: int, batch: int, cfg_degree: int) -> Work:
+    """The same object each time: every segment asks several times, and tables are searched for it."""
+    return Work(kind, height, width, degree, batch, cfg_degree)

@@ -32,18 +32,22 @@ class Gatherer:
         """
         if self._max_batch == 1 or len(alone.batches) < 2:
             return alone
-        # Views are told apart by identity: comparing their values takes longer than all the rest.
-        ready_of = {id(batch.members[0]): ready for batch, ready in zip(alone.batches, alone.ready, strict=True)}
         patience_s = self._patience_s if may_wait else 0.0
-        gathered = [batch for batch in alone.batches if batch.members[0].runs_alone]
+        gathered: list[Batch] = []
         by_shape: dict[tuple[str, int, int], list[Batch]] = {}
         for batch in alone.batches:
-            if not batch.members[0].runs_alone:
-                by_shape.setdefault(_shape(batch), []).append(batch)
+            (member,) = batch.members
+            if member.runs_alone:
+                gathered.append(batch)
+            else:
+                request = member.request
+                by_shape.setdefault((request.model, request.height, request.width), []).append(batch)
         for same in by_shape.values():
             gathered += self._gather_same(same, alone.now_s, patience_s)
         if len(gathered) == len(alone.batches):
             return alone
+        # Views are told apart by identity: comparing their values takes longer than all the rest.
+        ready_of = {id(batch.members[0]): ready for batch, ready in zip(alone.batches, alone.ready, strict=True)}
         ready = [all(ready_of[id(member)] for member in batch.members) for batch in gathered]
         return replace(alone, batches=gathered, ready=ready)
 
@@ -88,11 +92,6 @@ class Gatherer:
         """Whether the members can be in time on ranks of their own, at the pace of a batch of `size`."""
         costs = self._shapes.costs(self._shapes.row(batch.request, size))
         return start_s + batch.remaining_steps * costs.fastest.step_s <= due_s(batch, costs, self._shapes.batch_reserve)
-
-
-def _shape(batch: Batch) -> tuple[str, int, int]:
-    request = batch.request
-    return request.model, request.height, request.width
 
 
 def join(alone: Situation, batch: Batch) -> Situation:

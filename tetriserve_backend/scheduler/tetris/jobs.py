@@ -54,8 +54,7 @@ class JobList:
         if use_idle:
             self._start_early([index for index in waiting if saved[index]])
         if self._idle:
-            late = [index for index in waiting if not saved[index]]
-            self._start_early(sorted(late, key=lambda index: (self._cheapest_gpu_seconds(index), index)))
+            self._start_late([index for index in waiting if not saved[index]])
         if use_idle:
             self._widen()
 
@@ -113,28 +112,37 @@ class JobList:
         return self._end_s(job.index, job.sp_degree, job.num_steps)
 
     def _start_early(self, indices: Sequence[int]) -> None:
-        """Requests that the plan starts later, or cannot save, make progress now, as wide as it goes.
-
-        Only until the plan needs the ranks. Late ones take their fastest degree alone: a narrow step of a large
-        image would keep a wide group from forming for longer than it is worth.
-        """
+        """Requests that the plan starts later make progress until it needs the ranks, as wide as it goes."""
         for index in indices:
             if not self._idle:
                 return
-            for degree in self._early_degrees(index):
-                steps = self._steps_that_fit(index, degree) if degree <= self._idle else 0
-                if steps:
-                    self._jobs[index] = Job(index, degree, steps)
-                    self._spend(index, degree, degree, steps)
-                    break
+            degrees = [cost.sp_degree for cost in self._costs(index).efficient]
+            any(self._start_if_it_fits(index, degree) for degree in sorted(degrees, reverse=True))
 
-    def _early_degrees(self, index: int) -> list[int]:
-        """Widest first; for a late request only the fastest that the usable ranks, busy or not, allow."""
+    def _start_late(self, indices: Sequence[int]) -> None:
+        """Requests that the plan cannot save make progress until it needs the ranks, the cheapest first.
+
+        They take their fastest degree alone: a narrow step of a large image would keep a wide group from forming for
+        longer than it is worth.
+        """
+        rows = self._planner.rows
+        degree_of = {row: self._fastest_degree(row) for row in {rows[index] for index in indices}}
+        fitting = [index for index in indices if degree_of[rows[index]] <= self._idle]
+        for index in sorted(fitting, key=lambda index: (self._cheapest_gpu_seconds(index), index)):
+            self._start_if_it_fits(index, degree_of[rows[index]])
+
+    def _start_if_it_fits(self, index: int, degree: int) -> bool:
+        steps = self._steps_that_fit(index, degree) if degree <= self._idle else 0
+        if steps:
+            self._jobs[index] = Job(index, degree, steps)
+            self._spend(index, degree, degree, steps)
+        return steps > 0
+
+    def _fastest_degree(self, row: int) -> int:
+        """The fastest that all usable ranks together allow."""
         usable = self._situation.idle + len(self._situation.returns_s)
-        degrees = [cost.sp_degree for cost in self._costs(index).efficient if cost.sp_degree <= usable]
-        if not self._planner.saved[index]:
-            return degrees[-1:] or [1]
-        return sorted(degrees, reverse=True)
+        efficient = self._shapes.costs(row).efficient
+        return next((cost.sp_degree for cost in reversed(efficient) if cost.sp_degree <= usable), 1)
 
     def _widen(self) -> None:
         """Ranks that are idle even so shorten what was saved: most seconds per rank first."""

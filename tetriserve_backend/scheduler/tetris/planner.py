@@ -96,7 +96,8 @@ class Planner:
         """Fill what there is to ask about: `rows`, `order` (by due), and the columns of the packing."""
         count, self._origin_s = len(situation.batches), situation.now_s
         places = self._places_of(situation.batches)
-        self._start = make_profile(len(situation.returns_s) + 1)
+        if len(self._start.times) <= len(situation.returns_s):
+            self._start = make_profile(2 * len(situation.returns_s) + 1)
         # Each placement splits the profile at its begin and end, and twice inside; each interval of the start once.
         self._make_room(2 * len(self._start.times) + 4 * count + 8)
         self._plan = np.empty((NUM_FLOATS, count)), np.empty((NUM_INTS, count), np.int64)

@@ -19,6 +19,8 @@ _FEWEST_CROWD_RANKS, _MOST_CROWD_RANKS = 8, 24
 """With more requests per rank than this, only one plan is made at a time, or one without batches: a decision must not
 take longer than a millisecond on eight ranks, and than a few on many. Fewer than 8 ranks count as 8: there it is the
 requests that take the time, and few ranks need batches sooner. More than 24 count as 24."""
+_MOST_GONE = 64
+"""Views that are gone are forgotten when there may be so many, and more than of those that are here."""
 _TRIED_SINGLY = 48
 """Where all batches together are worse than none, they are tried one by one in plans of so many requests altogether."""
 
@@ -139,13 +141,17 @@ class Pod:
         waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
         horizon_s = now_s + view.lead_s
         ready = [request.ready_at_s <= horizon_s for request in waiting]
-        known = self._alone
-        batches = [known.get(id(request)) or Batch((request,)) for request in waiting]
-        self._alone = {id(batch.members[0]): batch for batch in batches}
+        batches = [self._alone.get(id(request)) or self._put_alone(request) for request in waiting]
+        if len(self._alone) > _MOST_GONE + 2 * len(batches):
+            self._alone = {id(batch.members[0]): batch for batch in batches}
         returns_s = [rank.free_at_s for rank in view.ranks if rank.free_at_s > horizon_s]
         # What is sent ahead begins when the last of the available ranks is free.
         start_s = max([now_s, *(rank.free_at_s for rank in view.ranks if rank.free_at_s <= horizon_s)])
         return Situation(start_s, batches, ready, idle, [*returns_s, *decodes_end_s])
+
+    def _put_alone(self, request: RequestView) -> Batch:
+        batch = self._alone[id(request)] = Batch((request,))
+        return batch
 
     @property
     def unserved(self) -> list[RequestView]:
