@@ -13,6 +13,7 @@ from tetriserve_backend.scheduler.tetris.planner import Planner, Situation
 from tetriserve_backend.scheduler.tetris.seats import Seating
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
+from tetriserve_backend.scheduler.waking import next_wake_s
 
 _CROWD, _LARGE_CROWD = 4, 6
 _FEWEST_CROWD_RANKS, _MOST_CROWD_RANKS = 8, 24
@@ -59,11 +60,11 @@ class Pod:
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan; `view` shows this pod alone."""
-        seating = Seating(view, self._blocks, self._shapes, now_s, self._expected_s)
-        if not seating.num_idle and any(request.next_kind is not SegmentKind.DECODE for request in view.requests):
+        if not view.available_ranks(now_s) and any(r.next_kind is not SegmentKind.DECODE for r in view.requests):
             self.num_idle = 0
             self._unserved = [r for r in view.requests if r.placement is None and not r.in_flight]
-            return seating.plan(anybody_waits=True, not_after_s=math.inf)
+            return Plan((), next_wake_s(view, now_s, (), with_ranks=True))
+        seating = Seating(view, self._blocks, self._shapes, now_s, self._expected_s)
         for request in view.requests:
             if request.next_kind is SegmentKind.DECODE and view.is_ready(request, now_s):
                 seating.decode(request)
