@@ -54,17 +54,15 @@ def decode_work(height: int, width: int) -> Work:
     return Work(SegmentKind.DECODE, height, width)
 
 
+_kept = lru_cache(maxsize=1024)(Work)
+"""The same object each time: every segment is asked about often, and tables are searched for the answer."""
+
+
 def work_of(segment: Segment) -> Work:
     """What a segment does, as a table names it; a segment of several steps does it several times."""
     if segment.kind is SegmentKind.ENCODE:
-        return _work(segment.kind, 0, 0, 1, 1, 1)
+        return _kept(segment.kind, 0, 0, 1, 1, 1)
     if segment.kind is SegmentKind.DECODE:
-        return _work(segment.kind, segment.height, segment.width, 1, 1, 1)
+        return _kept(segment.kind, segment.height, segment.width, 1, 1, 1)
     degree, batch = segment.placement.sp_degree, segment.batch_size
-    return _work(segment.kind, segment.height, segment.width, degree, batch, segment.cfg_degree)
-
-
-@lru_cache(maxsize=1024)
-def _work(kind: SegmentKind, height: int, width: int, degree: int, batch: int, cfg_degree: int) -> Work:
-    """The same object each time: every segment asks several times, and tables are searched for it."""
-    return Work(kind, height, width, degree, batch, cfg_degree)
+    return _kept(segment.kind, segment.height, segment.width, degree, batch, segment.cfg_degree)

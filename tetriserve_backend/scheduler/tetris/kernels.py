@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from tetriserve_backend.scheduler.tetris.arrays import (
+    Bare,
     Floats,
     Ints,
     Marks,
@@ -133,15 +134,6 @@ def place(
         if within[count] >= steps - _STEPS_TOLERANCE:
             return take_level(profile, split(profile, ready_s), work, count, steps - within[count - 1])
     return -1.0, 0, math.inf, math.inf
-
-
-@compiled
-def try_place(
-    profile: Profile, scratch: Profile, ready_s: float, due_s: float, work: tuple[float, Speeds]
-) -> tuple[float, int, float, float]:
-    """What `place` would return for `work` (steps, speeds); the result is in `scratch`, the profile stays as it is."""
-    copy_profile(profile, scratch)
-    return place(scratch, max(ready_s, profile.times[0]), due_s, work, 0)
 
 
 @compiled
@@ -294,35 +286,56 @@ def fill_requests(requests: Requests, table: ShapeTable, facts: Floats, places: 
 
 
 @compiled
+def leaves_free(left: Bare, ranks: int, end_s: float) -> bool:
+    """`is_free`, for Python."""
+    return is_free(Profile(left[0], left[1], left[2]), ranks, end_s)
+
+
+@compiled
+def take_now(left: Bare, ranks: int, end_s: float) -> None:
+    """`take` from the beginning of the profile on, for Python."""
+    take(Profile(left[0], left[1], left[2]), ranks, left[0][0], end_s)
+
+
+@compiled
+def try_place(
+    left: Bare, scratch: Bare, ready_s: float, due_s: float, work: tuple[float, Ints, Floats]
+) -> tuple[float, int, float, float]:
+    """What `place` would return for `work` (steps, degrees, rates); `scratch` has the result, `left` stays as it is."""
+    given, target = Profile(left[0], left[1], left[2]), Profile(scratch[0], scratch[1], scratch[2])
+    copy_profile(given, target)
+    steps, degrees, rates = work
+    return place(target, max(ready_s, given.times[0]), due_s, (steps, Speeds(degrees, rates)), 0)
+
+
+@compiled
 def plan_batches(
     known: tuple[Floats, Ints],
-    table: ShapeTable,
+    table: tuple[Ints, Floats, Ints],
     ranks: tuple[int, Floats, float],
-    profiles: tuple[Profile, Profile],
-    plan: tuple[Floats, Ints],
     effort: tuple[int, int],
+    results: tuple[Bare, Bare, Floats, Ints],
 ) -> tuple[int, float]:
     """`choose` with all that comes before it, in one call from Python, which costs more than most plans.
 
     Args:
         known: facts of batches, one row each, and the places of those that are to be planned.
-        table: what shapes cost.
+        table: the columns of a `ShapeTable`.
         ranks: how many are idle, when the others return, and when the plan begins, in seconds of the clock.
-        profiles: what is free before, which is filled, and what the plan leaves; with room as `pack` needs it.
-        plan: the arrays that are filled, one column per batch.
         effort: as for `choose`.
+        results: what is filled: the profile of what is free before, that of what the plan leaves, with room as `pack`
+            needs it, and the arrays of the plan, one column per batch.
 
     Returns:
         How many requests are saved, and their GPU-seconds.
     """
     facts, places = known
     idle, returns_s, origin_s = ranks
-    start, left = profiles
-    floats, ints = plan
-    requests = requests_in(floats, ints)
+    start, left, floats, ints = Profile(*results[0]), Profile(*results[1]), results[2], results[3]
+    shapes, requests = ShapeTable(*table), requests_in(floats, ints)
     fill_profile(start, idle, returns_s, origin_s)
-    fill_requests(requests, table, facts, places, origin_s)
-    return choose(requests, table, start, packing_in(floats, ints, left), effort)
+    fill_requests(requests, shapes, facts, places, origin_s)
+    return choose(requests, shapes, start, packing_in(floats, ints, left), effort)
 
 
 @compiled

@@ -21,10 +21,10 @@ from tetriserve_backend.scheduler.tetris.kernels import (
     copy_profile,
     earliest_end,
     fill_profile,
-    is_free,
+    leaves_free,
     plan_batches,
     saved_behind,
-    take,
+    take_now,
     try_place,
 )
 from tetriserve_backend.scheduler.tetris.shapes import ShapeRows
@@ -105,11 +105,10 @@ class Planner:
         self.num_saved, self.gpu_seconds = plan_batches(
             (self._facts, places),
             # Only now: a new shape may have made the table larger.
-            self._shapes.table,
+            (*self._shapes.table,),
             (situation.idle, np.array(situation.returns_s, float), self._origin_s),
-            (self._start, self._left),
-            self._plan,
             (min(max_tries, max(_FEWEST_TRIES, _CROWD // max(1, count))), candidates),
+            ((*self._start,), (*self._left,), *self._plan),
         )
         self.order, _, self.rows, _, _, self.first_degree = self._plan[1].tolist()
         _, _, _, gpu_seconds, self._until_s, self._end_s = self._plan[0].tolist()
@@ -126,12 +125,12 @@ class Planner:
 
     def can_spare(self, ranks: int, until_s: float) -> bool:
         """Whether the plan leaves `ranks` free from now until `until_s`."""
-        return is_free(self._left, ranks, until_s - self._origin_s)
+        return leaves_free((*self._left,), ranks, until_s - self._origin_s)
 
     def spend(self, ranks: int, until_s: float) -> None:
         """Take them."""
         self._make_room(int(self._left.size[0]) + 2)
-        take(self._left, ranks, self._left.times[0], until_s - self._origin_s)
+        take_now((*self._left,), ranks, until_s - self._origin_s)
 
     def forget(self, situation: Situation) -> None:
         """Nothing waits: what is free is what the ranks leave that are busy now."""
@@ -146,9 +145,9 @@ class Planner:
             self._tried = make_profile(len(self._left.times))
         batch = Batch((view,))
         row = self._shapes.row(view.request)
-        work = (float(view.remaining_steps), self._shapes.speeds(row))
+        work = (float(view.remaining_steps), *self._shapes.speeds(row))
         due = self._due_s(batch, row) - self._origin_s
-        cost, _, _, _ = try_place(self._left, self._tried, now_s - self._origin_s, due, work)
+        cost, _, _, _ = try_place((*self._left,), (*self._tried,), now_s - self._origin_s, due, work)
         return cost if cost >= 0.0 else math.inf
 
     def keep_added(self) -> None:

@@ -136,9 +136,7 @@ class Pod:
                 return finish_s if finish_s < math.inf else None
         return None
 
-    def _situation(
-        self, view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]
-    ) -> Situation:
+    def _situation(self, view: SchedulerView, now_s: float, idle: int, decodes_end_s: Sequence[float]) -> Situation:
         waiting = [request for request in view.requests if request.next_kind is not SegmentKind.DECODE]
         horizon_s = now_s + view.lead_s
         ready = [request.ready_at_s <= horizon_s for request in waiting]

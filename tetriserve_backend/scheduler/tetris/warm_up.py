@@ -15,10 +15,10 @@ from tetriserve_backend.scheduler.tetris.kernels import (
     copy_profile,
     earliest_end,
     fill_profile,
-    is_free,
+    leaves_free,
     plan_batches,
     saved_behind,
-    take,
+    take_now,
     try_place,
 )
 
@@ -31,12 +31,12 @@ def warm_up() -> None:
     facts = np.zeros((1, NUM_FACTS))
     facts[0] = 0.0, 9.0, 1.0, 0.0, 1.0
     plan = np.empty((NUM_FLOATS, 1)), np.empty((NUM_INTS, 1), np.int64)
-    plan_batches((facts, places), table, (1, np.zeros(0), 0.0), (start, left), plan, (2, 1))
+    bare, scratch = (*left,), (*make_profile(32),)
+    plan_batches((facts, places), (*table,), (1, np.zeros(0), 0.0), (2, 1), ((*start,), bare, *plan))
     saved_behind(plan, table, start, Started(none, none, none, np.zeros(0)))
     fill_profile(left, 1, np.zeros(0), 0.0)
     copy_profile(start, left)
-    take(left, 1, 2.0, 3.0)
-    is_free(left, 1, 9.0)
-    speeds = Speeds(table.degrees[0], table.rates[0])
-    try_place(left, make_profile(32), 0.0, 9.0, (1.0, speeds))
-    earliest_end(left, 0.0, 1.0, speeds)
+    take_now(bare, 1, 3.0)
+    leaves_free(bare, 1, 9.0)
+    try_place(bare, scratch, 0.0, 9.0, (1.0, table.degrees[0], table.rates[0]))
+    earliest_end(left, 0.0, 1.0, Speeds(table.degrees[0], table.rates[0]))

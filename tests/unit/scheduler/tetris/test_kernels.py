@@ -9,13 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tetriserve_backend.scheduler.tetris.arrays import Packing, Profile, Requests, ShapeTable, Speeds, make_profile
+from tetriserve_backend.scheduler.tetris.arrays import (
+    NUM_FACTS,
+    NUM_FLOATS,
+    NUM_INTS,
+    Packing,
+    Profile,
+    Requests,
+    ShapeTable,
+    Speeds,
+    make_profile,
+)
 from tetriserve_backend.scheduler.tetris.kernels import (
     choose,
     earliest_end,
+    fill_profile,
     is_free,
     pack,
     place,
+    plan_batches,
     split,
     take,
     try_place,
@@ -169,7 +181,7 @@ def test_as_wide_as_it_goes_ends_no_later_and_is_chosen_only_where_that_is_in_ti
 def test_trying_leaves_the_profile_as_it_is():
     profile = profile_of([(4, 3), (4, 8)])
     before, scratch = copy_of(profile), make_profile(50)
-    tried = try_place(profile, scratch, 0.0, 2.0, (2.5, speeds(*SPEEDS)))
+    tried = try_place(profile, scratch, 0.0, 2.0, (2.5, *speeds(*SPEEDS)))
     assert all((a == b).all() for a, b in zip(profile, before, strict=True))
     assert tried == place(profile, 0.0, 2.0, (2.5, speeds(*SPEEDS)), 0)
     assert (profile.free[: profile.size[0]] == scratch.free[: scratch.size[0]]).all()
@@ -192,7 +204,7 @@ def crowd_of(entries):
     due_s = ready_s + [entry[1] for entry in entries]
     return Requests(
         np.argsort(due_s, kind="stable"),
-        np.zeros(len(entries), np.bool_),
+        np.zeros(len(entries), np.int64),
         ready_s,
         due_s,
         np.array([entry[2] for entry in entries]),
@@ -255,6 +267,41 @@ def test_packings_tried_from_a_mark_are_what_packing_from_the_first_request_give
     assert anew.left.size[0] == length
     assert np.array_equal(chosen.left.times[:length], anew.left.times[:length])
     assert np.array_equal(chosen.left.free[:length], anew.left.free[:length])
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(QUARTERS, max_size=8), st.integers(0, 4), QUARTERS)
+def test_ranks_that_return_are_free_from_then_on_and_those_that_should_have_at_once(returns_s, idle, origin_s):
+    profile = make_profile(len(returns_s) + 1)
+    fill_profile(profile, idle, np.array(returns_s, float), origin_s)
+    times = profile.times[: profile.size[0]]
+    assert times[0] == 0.0 and all(np.diff(times) > 0)
+    for n in range(100):
+        back = sum(return_s <= origin_s + n / 8 + 1e-7 for return_s in returns_s)
+        assert free_at(profile, n / 8) == idle + back
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(CROWD, st.integers(1, 8), st.integers(0, 3), QUARTERS)
+def test_a_whole_plan_is_a_choice_among_those_who_can_be_in_time_on_ranks_of_their_own(entries, idle, busy, origin_s):
+    count, returns_s = len(entries), np.array([origin_s + n / 2 for n in range(1, busy + 1)], float)
+    by_hand, expected = crowd_of(entries), empty_packing(count)
+    fastest = np.array([TABLE.rates[row, TABLE.num_degrees[row] - 1] for row in by_hand.shapes])
+    by_hand.left_out[:] = by_hand.ready_s + by_hand.steps / fastest > by_hand.due_s + 1e-9
+    start = make_profile(busy + 1)
+    fill_profile(start, idle, returns_s, origin_s)
+    worth = choose(by_hand, TABLE, start, expected, (6, 2))
+
+    columns = by_hand.ready_s + origin_s, by_hand.due_s + origin_s, by_hand.steps, by_hand.shapes, by_hand.weights
+    # In other places than their order, as they are found when some are known longer than others.
+    facts, places = np.zeros((count + 3, NUM_FACTS)), np.arange(count + 2, 2, -1)
+    facts[places] = np.array(columns).T
+    plan = np.empty((NUM_FLOATS, count)), np.empty((NUM_INTS, count), np.int64)
+    results = ((*make_profile(busy + 1),), (*make_profile(300),), *plan)
+    found = plan_batches((facts, places), (*TABLE,), (idle, returns_s, origin_s), (6, 2), results)
+    assert found == pytest.approx(worth)
+    assert np.allclose(plan[0][3], expected.gpu_seconds) and np.allclose(plan[0][4:], expected[2:4])
+    assert np.array_equal(plan[1][5], expected.first_degree)
 
 
 def test_a_narrow_request_is_widened_where_that_makes_room_for_a_wide_group():
