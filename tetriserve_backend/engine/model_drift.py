@@ -122,7 +122,7 @@ class ModelDrift:
 
     def correct(self, average: Mapping[int, float]) -> bool:
         """Make `current` anew if that is worth it; whether it was. `average`: what slow ranks cost, by degree."""
-        if self._samples < self._settings.min_samples:
+        if self._samples < self._settings.min_samples or self._says_nothing(average):
             return False
         if self._chains is None:
             works = dict.fromkeys((*self._entries, *self._steps()))
@@ -136,6 +136,10 @@ class ModelDrift:
         self._applied = dict(found)
         self.current = self.original.corrected(self._factor, self._steps())
         return True
+
+    def _says_nothing(self, average: Mapping[int, float]) -> bool:
+        """Whether no level differs from the table by so much that it could count; the usual case, seen at a glance."""
+        return not average and not self._applied and not any(level.may_count for level in self._levels.values())
 
     def shapes(self) -> list[ShapeDrift]:
         """What was measured lately."""
@@ -209,6 +213,11 @@ class _Level:
     @property
     def usual(self) -> float:
         return math.exp(self._mean.value)
+
+    @property
+    def may_count(self) -> bool:
+        """Whether it counts, or could if the levels above say nothing."""
+        return self._counts or abs(self._mean.value) >= _CLEAR
 
     def doubt(self) -> None:
         self._mean.doubt(_ENOUGH)
