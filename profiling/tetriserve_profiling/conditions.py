@@ -16,22 +16,27 @@ class Conditions:
         attention_backend: in lower case; `auto` also where the name given means the same.
         compile: whether the transformer is compiled.
         threads_per_rank, pin_ranks: on CUDA, where they play no part, their defaults.
+        pace_held: whether the ranks keep to the times of another table.
     """
 
     attention_backend: str = "auto"
     compile: bool = False
     threads_per_rank: int = 1
     pin_ranks: bool = False
+    pace_held: bool = False
 
     @classmethod
     def of(cls, model: ModelSettings, executor: ExecutorSettings, device: str, dtype: str) -> "Conditions":
         """Those of a server on `device` (`cpu` or `cuda`) that computes in `dtype` (torch's name)."""
         automatic = decide_attention_backend("auto", device, dtype)
         backend = decide_attention_backend(model.attention_backend, device, dtype)
+        threads, pinned = (executor.threads_per_rank, executor.pin_ranks) if device == "cpu" else (1, False)
         return cls(
-            "auto" if backend == automatic else backend,
-            model.compile,
-            *((executor.threads_per_rank, executor.pin_ranks) if device == "cpu" else ()),
+            attention_backend="auto" if backend == automatic else backend,
+            compile=model.compile,
+            threads_per_rank=threads,
+            pin_ranks=pinned,
+            pace_held=model.pace_table is not None,
         )
 
     @property
@@ -42,6 +47,7 @@ class Conditions:
             "compiled": self.compile,
             f"{self.threads_per_rank}threads": self.threads_per_rank > 1,
             "pinned": self.pin_ranks,
+            "held": self.pace_held,
         }
         return tuple(word for word, is_told in words.items() if is_told)
 

@@ -72,6 +72,10 @@ class Record:
         """Samples of each entry."""
         return {work: len(entry.seconds) for work, entry in self._entries.items()}
 
+    def samples(self, work: Work) -> Sequence[float]:
+        """Seconds of an entry that has some, one for each time that it was measured."""
+        return self._entries[work].seconds
+
     def spread(self, work: Work) -> Spread:
         """Summary of the samples of an entry that has some."""
         return spread(self._entries[work].seconds)

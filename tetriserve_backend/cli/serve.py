@@ -102,16 +102,21 @@ def say(text: str) -> None:
 def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:
     """Paths become absolute, because the server runs in a folder of its own."""
     settings = read_settings(config, assignments, options)
-    timeline = str(Path(settings.timeline).absolute()) if settings.timeline else None
+    timeline = _absolute_file(settings.timeline)
     return settings.model_copy(
         update={"timeline": timeline, "models": tuple(_absolute(model) for model in settings.served_models)}
     )
 
 
 def _absolute(served: ServedModelSettings) -> ServedModelSettings:
-    model = served.model.model_copy(update={"path": absolute_folder(served.model.path)})
-    table = str(Path(served.latency_table).absolute()) if served.latency_table else None
-    return served.model_copy(update={"model": model, "latency_table": table})
+    model = served.model.model_copy(
+        update={"path": absolute_folder(served.model.path), "pace_table": _absolute_file(served.model.pace_table)}
+    )
+    return served.model_copy(update={"model": model, "latency_table": _absolute_file(served.latency_table)})
+
+
+def _absolute_file(name: str | None) -> str | None:
+    return str(Path(name).absolute()) if name else None
 
 
 def _model_options(models: Sequence[str]) -> dict[str, object]:

@@ -23,6 +23,8 @@ class ModelSettings(BaseModel):
         vae_tiling_above: images of more pixels are decoded in overlapping tiles, which need less memory and
             differ a little where they meet; None never does.
         compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start.
+        pace_table: a latency table of which every encode, step and decode takes the time, if it would be done sooner
+            (CPU only): as GPUs with locked clocks, for benchmarks on a machine whose speed wanders.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +39,7 @@ class ModelSettings(BaseModel):
     text_encoder_ranks: int | None = Field(default=None, ge=0)
     vae_tiling_above: int | None = Field(default=2048 * 2048, ge=1)
     compile: bool = False
+    pace_table: str | None = Field(default=None, min_length=1)
 
 
 class ExecutorSettings(BaseModel):

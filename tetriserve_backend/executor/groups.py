@@ -184,6 +184,13 @@ class RankGroups:
         """Send `tensor` of rank `root` into `tensor` of every other rank of `ranks`."""
         dist.broadcast(tensor, src=root, group=self._groups[ranks].device_group)
 
+    def latest(self, moment_s: float, ranks: tuple[int, ...]) -> float:
+        """The latest of the moments that the members of a group tell, once all have; on CPU."""
+        moments = torch.tensor([moment_s], dtype=torch.float64)
+        if len(ranks) > 1:
+            dist.all_reduce(moments, op=dist.ReduceOp.MAX, group=self._groups[ranks].device_group)
+        return float(moments)
+
     def leave(self) -> None:
         """Give up all groups; needs no other rank."""
         self._groups = {}

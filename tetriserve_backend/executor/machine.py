@@ -61,6 +61,19 @@ def decide_dtype(settings: ModelSettings, device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
+def check_pace(settings: ModelSettings, device: str) -> None:
+    """Refuse to hold the pace of a model on `device` (`cpu` or `cuda`) where that has better means.
+
+    Raises:
+        ConfigurationError: says which.
+    """
+    if settings.pace_table is not None and device != "cpu":
+        raise ConfigurationError(
+            f"model.pace_table: '{settings.pace_table}'; allowed: on CPU. GPUs keep to a pace with locked clocks "
+            "(nvidia-smi --lock-gpu-clocks)"
+        )
+
+
 def decide_attention_backend(name: str, device: str, dtype: str) -> str:
     """The attention backend that `name` means on `device` (`cpu` or `cuda`) for a dtype by torch's name, in lower case.
 

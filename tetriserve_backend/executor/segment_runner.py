@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -11,6 +12,7 @@ from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.executor.device_memory import PeakMemory
 from tetriserve_backend.executor.device_time import Stopwatch
 from tetriserve_backend.executor.groups import HalvedGroup, RankGroups
+from tetriserve_backend.executor.held_pace import HeldPace
 from tetriserve_backend.executor.host_store import LATENT, PIXELS
 from tetriserve_backend.executor.models.base import DiffusionModel, StepInput
 from tetriserve_backend.executor.placements import pass_groups, used_groups
@@ -19,6 +21,7 @@ from tetriserve_backend.executor.step_reports import DoneStep, OnStep, StepRepor
 from tetriserve_backend.executor.tensor_keeper import MisplacedTensorsError, TensorKeeper, check_spec, parts_of
 from tetriserve_backend.executor.tensors import HostCopier, Product
 from tetriserve_backend.executor.wire import Blame, HostTensor, PartDone, PartFailed
+from tetriserve_backend.latency_table import LatencyTable
 
 _log = logging.getLogger(__name__)
 _COMMUNICATION_ERROR = re.compile(r"gloo|nccl|processgroup|connection (reset|closed|refused)|timed out", re.IGNORECASE)
@@ -33,10 +36,17 @@ class SegmentRunner:
         models: the loaded models, by the names that segments use; may change between segments.
         groups: the groups of this rank.
         on_step: called after each step of a request that asked for progress, on the lead rank only.
+        paces: the latency tables that models keep to (`HeldPace`), for those that do.
     """
 
-    def __init__(self, models: Mapping[str, DiffusionModel], groups: RankGroups, on_step: OnStep) -> None:
-        self._models, self._groups, self._on_step = models, groups, on_step
+    def __init__(
+        self,
+        models: Mapping[str, DiffusionModel],
+        groups: RankGroups,
+        on_step: OnStep,
+        paces: Mapping[str, LatencyTable],
+    ) -> None:
+        self._models, self._groups, self._on_step, self._paces = models, groups, on_step, paces
         self._rank, self._device = groups.rank, groups.device
         self._tensors = TensorKeeper(groups)
         self._copier = HostCopier(groups.device)
@@ -65,7 +75,7 @@ class SegmentRunner:
             # Waiting for the group to come together is not work.
             watch = Stopwatch(self._device)
             watch.start()
-            made = list(self._work(command, model, split))
+            made = list(self._work(command, model, split, self._pace_of(segment)))
             watch.stop()
             results = self._copier.copy(made) if self._rank == segment.placement.lead else ()
             start_s, end_s = watch.span_s()
@@ -89,14 +99,23 @@ class SegmentRunner:
         self._groups.use(own, model)
         return self._groups.halved(segment.placement.ranks, own) if segment.cfg_degree > 1 else None
 
-    def _work(self, command: RunSegment, model: DiffusionModel, split: HalvedGroup | None) -> Iterator[Product]:
+    def _pace_of(self, segment: Segment) -> HeldPace | None:
+        table = self._paces.get(segment.model)
+        if table is None:
+            return None
+        return HeldPace(table, segment, self._groups.latest(time.monotonic(), segment.placement.ranks))
+
+    def _work(
+        self, command: RunSegment, model: DiffusionModel, split: HalvedGroup | None, pace: HeldPace | None
+    ) -> Iterator[Product]:
         """Do it; what it made, for the host."""
         segment = command.segment
         if segment.kind is SegmentKind.ENCODE:
             yield from self._encode(command, model)
+            _hold(pace, 1)
             return
         if segment.kind is SegmentKind.DENOISE:
-            self._denoise(command, model, split)
+            self._denoise(command, model, split, pace)
         for part in segment.parts:
             held = self._tensors.of(part.request_id)
             if held.latent is None:
@@ -105,6 +124,7 @@ class SegmentRunner:
                 yield Product(part.request_id, LATENT, held.latent, held.step)
             else:
                 yield Product(part.request_id, PIXELS, model.decode(held.latent, segment.height, segment.width))
+                _hold(pace, 1)
 
     def _encode(self, command: RunSegment, model: DiffusionModel) -> Iterator[Product]:
         """Run the text encoders once for all requests of the segment, which share a prompt."""
@@ -118,7 +138,9 @@ class SegmentRunner:
             for spec in specs:
                 yield Product(part.request_id, spec.name, conditioning[spec.name])
 
-    def _denoise(self, command: RunSegment, model: DiffusionModel, split: HalvedGroup | None) -> None:
+    def _denoise(
+        self, command: RunSegment, model: DiffusionModel, split: HalvedGroup | None, pace: HeldPace | None
+    ) -> None:
         leads = self._rank == command.segment.placement.lead
         reports = StepReports(model, self._copier, self._device, self._on_step)
         for offset in range(command.segment.num_steps):
@@ -132,6 +154,7 @@ class SegmentRunner:
             for item, latent in zip(inputs, latents, strict=True):
                 held = self._tensors.of(item.request.request_id)
                 held.latent, held.step = latent, item.step_index + 1
+            _hold(pace, offset + 1)
             if leads:
                 reports.launched(
                     [
@@ -173,6 +196,11 @@ class SegmentRunner:
 
     def _failure(self, segment: Segment, reason: str, blame: Blame, group_broken: bool) -> PartFailed:
         return PartFailed(segment.segment_id, reason, blame, group_broken)
+
+
+def _hold(pace: HeldPace | None, times: int) -> None:
+    if pace is not None:
+        pace.wait_for(times)
 
 
 def _is_communication_error(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from torch._C._distributed_c10d import TCPStore
 from tetriserve_backend.executor import wire, xfuser_cpu
 from tetriserve_backend.executor.rendezvous import LOOPBACK
 from tetriserve_backend.executor.worker_spec import SPEC_ADAPTER, ModelSpec, RankSpec
+from tetriserve_backend.latency_table import LatencyTable
 
 if TYPE_CHECKING:
     from tetriserve_backend.executor.models.base import DiffusionModel
@@ -45,6 +46,7 @@ class Worker:
         self._spec = spec
         self._device = _claim_device(spec)
         self._models: dict[str, DiffusionModel] = {}
+        self._paces: dict[str, LatencyTable] = {}
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, spec.name.encode())
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -63,7 +65,7 @@ class Worker:
 
             _quieten_libraries()
             self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
-            self._runner = SegmentRunner(self._models, self._groups, self._tell_step)
+            self._runner = SegmentRunner(self._models, self._groups, self._tell_step, self._paces)
             for model in spec.models:
                 self._load(model)
             timeout = timedelta(seconds=spec.start_timeout_s)
@@ -113,6 +115,8 @@ class Worker:
         from tetriserve_backend.executor.models.registry import load_model  # noqa: PLC0415
 
         dtype: torch.dtype = getattr(torch, spec.dtype)
+        if spec.settings.pace_table is not None:
+            self._paces[spec.name] = LatencyTable.load(spec.settings.pace_table)
         self._models[spec.name] = load_model(Path(spec.directory), spec.settings, self._device, dtype)
 
     def _load_one_more(self, spec: ModelSpec) -> None:
@@ -129,6 +133,7 @@ class Worker:
         self._send(wire.ModelFailed(spec.name, reason))
 
     def _unload(self, name: str) -> None:
+        self._paces.pop(name, None)
         if self._models.pop(name, None) is not None:
             self._free_memory()
 

@@ -21,7 +21,7 @@ from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.dispatcher import Dispatcher
 from tetriserve_backend.executor.flight import Action, KillRanks, SendForget, SendHeal, SendSegment
 from tetriserve_backend.executor.host_store import HostStore, as_pixels
-from tetriserve_backend.executor.machine import decide_dtype, inspect_machine, surely_without_gpu
+from tetriserve_backend.executor.machine import check_pace, decide_dtype, inspect_machine, surely_without_gpu
 from tetriserve_backend.executor.memory_budget import check_host_memory
 from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.model_shelf import ModelShelf
@@ -106,6 +106,7 @@ class XditExecutor:
             ConfigurationError: there is no such model, it is not for this device, or it does not fit.
         """
         dtype = decide_dtype(model, self.device)
+        check_pace(model, self.device)
         directory = await asyncio.to_thread(resolve_directory, model)
         if self.device == "cpu":
             check_host_memory(directory, model, dtype, self.world_size)

@@ -54,6 +54,7 @@ class LatencyTable:
         self._decode_curve = TokenCurve((image_tokens(e.height, e.width), e.seconds) for e in document.decode)
         self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
         self._encode = {e.batch: e.seconds for e in document.encode}
+        self._moves = _moves(document)
         self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
         self._batches_cache: dict[tuple[int, int, int], tuple[int, ...]] = {}
         single = [curve for (_, batch), curves in self._step_curves.items() if batch == 1 for curve in curves.values()]
@@ -141,6 +142,20 @@ class LatencyTable:
         ]
         changes = {"step": step, "encode": encode, "decode": decode}
         return LatencyTable(self._document.model_copy(update=changes), self._origin)
+
+    def hand_over_s(self, degree: int, *, from_outside: bool) -> float:
+        """Seconds that `degree` ranks wait for what a request has elsewhere, beside the dispatch of their segment.
+
+        The mean of the profiled moves to so many ranks, or of all such moves where there are none; 0 where the table
+        tells of no moves.
+
+        Args:
+            degree: ranks of the segment.
+            from_outside: none of them has it, rather than some.
+        """
+        moves = self._moves.get(from_outside, {})
+        values = moves.get(degree) or [seconds for many in moves.values() for seconds in many]
+        return sum(values) / len(values) if values else 0.0
 
     @property
     def works(self) -> tuple[Work, ...]:
@@ -315,3 +330,17 @@ class LatencyTable:
 
 def _step(entry: StepEntry) -> Work:
     return step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg)
+
+
+def _moves(document: TableDocument) -> dict[bool, dict[int, list[float]]]:
+    """Seconds of each profiled move beyond a dispatch, by whether it was from other ranks, and by degree.
+
+    Moves to ranks that have it all are none.
+    """
+    found: dict[bool, dict[int, list[float]]] = {}
+    for move in document.hand_over:
+        before, after = set(move.before), set(move.after)
+        if not after <= before:
+            beyond_s = max(0.0, move.between_seconds - document.dispatch_seconds)
+            found.setdefault(not before & after, {}).setdefault(len(after), []).append(beyond_s)
+    return found

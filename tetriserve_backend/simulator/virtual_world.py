@@ -15,6 +15,7 @@ from tetriserve_backend.engine.commands import (
     ReformWorld,
     RunSegment,
     SetTimer,
+    SourceKind,
 )
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.prediction import work_seconds
@@ -159,8 +160,8 @@ class VirtualWorld:
 
     def _perform(self, command: Command, now_s: float) -> None:
         match command:
-            case RunSegment(segment):
-                self._start(segment, now_s)
+            case RunSegment():
+                self._start(command, now_s)
             case FinishRequest(request, finish_s, predicted_finish_s):
                 self._end(Outcome(request, "finish", finish_s, predicted_finish_s))
             case EndRequest(request, outcome, _):
@@ -170,14 +171,15 @@ class VirtualWorld:
             case ReformWorld():
                 self._push(now_s, ev.WorldFormed(tuple(range(self._world_size))))
 
-    def _start(self, segment: Segment, now_s: float) -> None:
-        start_s = now_s
+    def _start(self, command: RunSegment, now_s: float) -> None:
+        segment, start_s = command.segment, now_s
         for rank in segment.placement.ranks:
             start_s = max(start_s, self._rank_free_s[rank])
         for part in segment.parts:
             start_s = max(start_s, self._request_free_s.get(part.request_id, 0.0))
-        dispatch_s = self._tables.of(segment.model).dispatch_s
-        work_s = work_seconds(self._tables.of(segment.model), segment) * self._stretch(segment, start_s)
+        table = self._tables.of(segment.model)
+        dispatch_s = table.dispatch_s + _hand_over_s(table, command)
+        work_s = work_seconds(table, segment) * self._stretch(segment, start_s)
         end_s = start_s + dispatch_s + work_s
         for rank in segment.placement.ranks:
             self._rank_free_s[rank] = end_s
@@ -221,3 +223,11 @@ class VirtualWorld:
         self._outcomes.append(outcome)
         if self._timeline is not None:
             self._timeline.write([outcome_event(outcome.outcome, outcome.request.request_id, outcome.end_s)])
+
+
+def _hand_over_s(table: LatencyTable, command: RunSegment) -> float:
+    """How long the ranks of a segment wait for tensors: those that come from the host arrive last."""
+    kinds = {source.kind for item in command.hand_over for source in (item.conditioning, item.latent)}
+    if SourceKind.HOST in kinds or SourceKind.BROADCAST in kinds:
+        return table.hand_over_s(command.segment.placement.sp_degree, from_outside=SourceKind.HOST in kinds)
+    return 0.0

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.evaluate import evaluate
@@ -72,13 +73,21 @@ def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTa
     """The table that is given, or was measured before, or is measured now."""
     if spec.latency_table is not None:
         LatencyTable.load(spec.latency_table).save(folder.table)
-    elif not folder.table.exists():
+        return LatencyTable.load(folder.table)
+    if (factor := spec.hold_pace) is not None and not folder.pace_table.exists():
+        with console.status("measuring the fastest moments") as line:
+            fastest = measure(spec.server, spec.profile, _teller(line, "measuring the fastest moments"), choose=min)
+        fastest.corrected(lambda work: factor).save(folder.pace_table)
+    if not folder.table.exists():
+        server = spec.paced_server(folder.pace_table)
         with console.status("measuring the latency table") as line:
-            measured = measure(
-                spec.server, spec.profile, lambda text: line.update(f"measuring the latency table: {text}")
-            )
-        measured.save(folder.table)
+            tell = _teller(line, "measuring the latency table")
+            measure(server, spec.profile, tell, with_moves=True).save(folder.table)
     return LatencyTable.load(folder.table)
+
+
+def _teller(line: Status, what: str) -> Callable[[str], None]:
+    return lambda text: line.update(f"{what}: {text}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,14 +72,16 @@ class LiveBench:
 
     def _measure_after(self, cell: int) -> None:
         table = measure(
-            self._spec.server, self._spec.profile, lambda text: self._tell(f"measuring the latency table again: {text}")
+            self._spec.paced_server(self._folder.pace_table),
+            self._spec.profile,
+            lambda text: self._tell(f"measuring the latency table again: {text}"),
         )
         table.save(self._folder.table_after(cell))
 
     def _start(self, variant: Variant, running: contextlib.ExitStack) -> _PolicyServer:
         folder, name = self._folder.path, f"server.{variant.name}"
         timeline = folder / f"{name}.timeline.json"
-        settings = self._spec.server_settings(variant, self._folder.table, timeline)
+        settings = self._spec.server_settings(variant, self._folder.table, self._folder.pace_table, timeline)
         # JSON is YAML.
         (folder / f"{name}.yaml").write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self._tell(f"{variant.name}, starting the server")

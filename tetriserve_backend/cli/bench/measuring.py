@@ -1,45 +1,69 @@
 """The latency tables of a live benchmark, measured by the executor that serves."""
 
 import asyncio
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tetriserve_backend.executor.model_executor import ModelExecutor
+from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_profiling.facts import identity_of, modes_of
+from tetriserve_profiling.hand_over import MoveCost
 from tetriserve_profiling.profiler import Profiler
 from tetriserve_profiling.record import Record
 from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import ProfileSettings
 
+_MOVES = 4
+"""Samples of each hand-over: a few milliseconds beside steps of hundreds."""
 
-def measure(server: ServerSettings, profile: ProfileSettings, tell: Callable[[str], None]) -> LatencyTable:
+
+def measure(
+    server: ServerSettings,
+    profile: ProfileSettings,
+    tell: Callable[[str], None],
+    *,
+    choose: Callable[[Sequence[float]], float] = statistics.fmean,
+    with_moves: bool = False,
+) -> LatencyTable:
     """Start the ranks, measure, and end them.
-
-    The table has means for its seconds: requests wait for all of their steps, the slow ones too, and where a machine's
-    speed wanders the median step is faster than the mean one.
 
     Args:
         server: model and executor of the server.
         profile: what to measure.
         tell: called with each thing measured, in words.
+        choose: what the table has of the samples of an entry. The mean: requests wait for all of their steps, the slow
+            ones too, and where a machine's speed wanders the median step is faster than the mean one.
+        with_moves: also measure what it costs to move a latent between placements.
 
     Raises:
         TetriserveError: a rank could not start, or a measurement failed; nothing is left running.
     """
-    return asyncio.run(_measure(server, profile, tell))
+    record, document = asyncio.run(_measure(server, profile, tell, with_moves=with_moves))
+    medians = LatencyTable.from_dict(document, origin="measured")
+    return medians.corrected(lambda work: choose(record.samples(work)) / medians.seconds(work))
 
 
-async def _measure(server: ServerSettings, profile: ProfileSettings, tell: Callable[[str], None]) -> LatencyTable:
+async def _measure(
+    server: ServerSettings, profile: ProfileSettings, tell: Callable[[str], None], *, with_moves: bool
+) -> tuple[Record, dict[str, Any]]:
     executor = ModelExecutor.alone(server.model, server.executor)
     await executor.start()
     try:
         work, record = list_work(profile, modes_of(executor)), Record()
         profiler = Profiler(executor, profile, record, lambda progress: tell(progress.in_words()))
         await profiler.measure(work)
-        document = record.document(identity_of(executor, {}), work)
-        for entry in (*document["step"], *document["encode"], *document["decode"]):
-            entry["seconds"] = entry["mean_seconds"]
-        return LatencyTable.from_dict(document, origin="measured")
+        moves = await _measure_moves(executor, profile, tell) if with_moves else ()
+        return record, record.document(identity_of(executor, {}), work, moves)
     finally:
         await executor.shutdown()
+
+
+async def _measure_moves(
+    executor: ModelExecutor, profile: ProfileSettings, tell: Callable[[str], None]
+) -> list[MoveCost]:
+    few = profile.model_copy(update={"repeats": min(_MOVES, profile.repeats)})
+    profiler = Profiler(executor, few, Record(), lambda progress: tell(progress.in_words()))
+    return await profiler.measure_moves(usable_degrees(executor.world_size))

@@ -24,8 +24,9 @@ ImageSeconds: TypeAlias = Mapping[tuple[int, int], float]
 _DRAWS = 8
 """Simulations of one live run: what is decided by a hair goes either way, live as in virtual time."""
 
-_LEFT_CV = 0.02
-"""What single steps differ by beside the pace of their stretch of time."""
+_LEFT_CV, _LEAST_CV = 0.02, 0.01
+"""What single steps differ by beside the pace of their stretch of time, and what segments differ by at least: those of
+ranks that hold their pace too, since what passes between them takes now one, now three milliseconds."""
 
 _APART_S = 1e5
 """Between the traces of one server in virtual time: longer than any of them takes."""
@@ -80,8 +81,8 @@ class Simulator:
     image_s: ImageSeconds
 
     def by_table(self, served: Sequence[ServedTrace]) -> list[Prediction]:
-        """Serve the traces of one server one after the other; steps vary as much as when the table was measured."""
-        return self._predict(served, lambda segment, start_s: 1.0, _usual_cv(self.measured))
+        """Serve the traces of one server one after the other; steps vary about as when the table was measured."""
+        return self._predict(served, lambda segment, start_s: 1.0, max(_LEAST_CV, _usual_cv(self.measured)))
 
     def at_pace(self, served: Sequence[ServedTrace], paces: Sequence[Pace]) -> list[Prediction]:
         """The same with how fast the ranks were during each of the live runs, beside the measured table."""

@@ -74,6 +74,11 @@ class ResultFolder:
         """The latency table that all live servers plan with."""
         return self.path / "measured.latency.json"
 
+    @property
+    def pace_table(self) -> Path:
+        """The latency table whose pace the ranks keep to, where they keep to one."""
+        return self.path / "pace.latency.json"
+
     def table_after(self, cell: int) -> Path:
         """A latency table measured when all policies had been through a trace."""
         return self.path / f"measured-after-c{cell:03d}.latency.json"

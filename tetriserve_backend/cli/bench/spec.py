@@ -57,6 +57,10 @@ class BenchSpec(BaseModel):
             Needs `take_turns`.
         measure_repeats: samples of each entry of a table.
         measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
+        hold_pace: the ranks take so many times as long for everything as in their fastest moment, which is measured
+            first, and keep to that (`model.pace_table`): on a machine whose speed wanders, a run is then one that can
+            be repeated, and foretold. The latency table is measured at that pace. None lets them go as fast as they
+            can (LIVE only).
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
@@ -76,6 +80,7 @@ class BenchSpec(BaseModel):
     measure_again: bool = False
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
+    hold_pace: float | None = Field(default=None, ge=1)
     server: ServerSettings = ServerSettings()
     output_format: ImageFormat = ImageFormat.JPEG
     take_turns: bool = False
@@ -98,6 +103,8 @@ class BenchSpec(BaseModel):
             raise ValueError("measure_again: needs take_turns, or there is no time between traces")
         if self.measure_again and self.latency_table is not None:
             raise ValueError("measure_again: goes without latency_table, which is another machine's or another day's")
+        if self.hold_pace is not None and (self.where is not Where.LIVE or self.latency_table is not None):
+            raise ValueError("hold_pace: only for live runs whose latency table is measured")
         if self.load is not None and len(self.grid.mixes) > 1:
             raise ValueError("load: sets one rate, so there can be one mix only")
         if self.trace_s is not None and self.load is None and len(self.grid.rates_per_minute) > 1:
@@ -115,7 +122,14 @@ class BenchSpec(BaseModel):
         """What the measured table is made of."""
         return ProfileSettings(resolutions=self.shapes, repeats=self.measure_repeats, rounds=self.measure_rounds)
 
-    def server_settings(self, variant: Variant, table: Path, timeline: Path) -> ServerSettings:
+    def paced_server(self, pace_table: Path) -> ServerSettings:
+        """The server's settings with the pace that its ranks keep to, if they do."""
+        if self.hold_pace is None:
+            return self.server
+        model = self.server.model.model_copy(update={"pace_table": str(pace_table.absolute())})
+        return self.server.model_copy(update={"model": model})
+
+    def server_settings(self, variant: Variant, table: Path, pace_table: Path, timeline: Path) -> ServerSettings:
         """What the server of one policy is told."""
         changes = {
             "scheduler": variant.scheduler,
@@ -123,7 +137,7 @@ class BenchSpec(BaseModel):
             "latency_table": str(table.absolute()),
             "timeline": str(timeline.absolute()),
         }
-        return self.server.model_copy(update=changes)
+        return self.paced_server(pace_table).model_copy(update=changes)
 
     def concrete(self, table: LatencyTable) -> SweepSpec:
         """The grid with SLOs, rates and requests as numbers, as far as they follow from the latency table.

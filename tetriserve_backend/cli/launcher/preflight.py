@@ -18,12 +18,13 @@ def check_before_start(settings: ServerSettings, files: Mapping[str, Path | None
 
     Raises:
         ConfigurationError: names the setting or the option.
-        LatencyTableError: the latency table that the settings name is missing or broken.
+        LatencyTableError: a latency table that the settings name is missing or broken.
     """
     check_policy_name(settings.scheduler.policy, settings.executor.world_size)
     for model in settings.served_models:
-        if model.latency_table is not None:
-            LatencyTable.load(model.latency_table)
+        for table in (model.latency_table, model.model.pace_table):
+            if table is not None:
+                LatencyTable.load(table)
     timeline = Path(settings.timeline) if settings.timeline else None
     for option, path in {**files, "timeline": timeline}.items():
         if path is not None:
