@@ -92,6 +92,37 @@ def test_profiles_of_one_machine_agree_and_survive_a_lost_rank(tiny_model: Path)
     assert all(cost.samples == 3 and cost.step_s > 0 for cost in moves)
 
 
+async def at_held_pace(model: Path, pace_table: Path) -> TableDocument:
+    settings = ModelSettings(path=str(model), pace_table=str(pace_table))
+    executor = ModelExecutor.alone(settings, ExecutorSettings(world_size=2))
+    await executor.start()
+    try:
+        return await measure(executor)
+    finally:
+        await executor.shutdown()
+
+
+def test_ranks_that_hold_a_pace_are_never_faster(tiny_model: Path, tmp_path: Path) -> None:
+    pace = LatencyTable.from_dict(
+        {
+            "schema": "tetriserve.latency_table/1", "model": "tiny", "device": "none", "world_size": 2,
+            "dtype": "float32", "source": "analytic", "dispatch_seconds": 0.0,
+            "step": [
+                {"height": side, "width": side, "batch": batch, "sp": sp, "seconds": 0.03 * batch / sp}
+                for side in (64, 128) for batch in (1, 2) for sp in (1, 2)
+            ],
+            "encode": [{"batch": 1, "seconds": 0.02}],
+            "decode": [{"height": side, "width": side, "seconds": 0.04} for side in (64, 128)],
+        },
+        "here",
+    )  # fmt: skip
+    pace.save(tmp_path / "pace.latency.json")
+    document = asyncio.run(at_held_pace(tiny_model, tmp_path / "pace.latency.json"))
+    found = LatencyTable.from_dict(document.model_dump(by_alias=True), "found")
+    # The ranks' clock may be a little coarser than the table.
+    assert all(found.seconds(work) >= 0.999 * pace.seconds(work) for work in pace.works)
+
+
 def profile_command(model: Path, table: Path) -> "subprocess.Popen[str]":
     options = ["--resolutions", "64x64,128x128", "--batches", "1", "--repeats", "4", "--out", str(table)]
     return subprocess.Popen([*COMMAND, "--model", str(model), *options], stderr=subprocess.PIPE, text=True)

@@ -22,6 +22,7 @@ from tetriserve_backend.cli.serve import _settings
         (("--policy", "fixed-sp3"), "k a power of two"),
         (("--policy", "fixed-sp4", "--world-size", "2"), "k a power of two up to 2"),
         (("--set", "latency_table=nowhere.latency.json"), "nowhere.latency.json: cannot be read"),
+        (("--set", "model.pace_table=no.latency.json"), "no.latency.json: cannot be read"),
         (("--set", "request.num_inference_steps=500"), "max_num_inference_steps = 200"),
         (("--model", "a=demo-flux", "--model", "a=demo-sd3"), "models: two are named 'a'"),
         (("--model", "a/b=demo-flux"), "models.0.name"),

@@ -30,6 +30,12 @@ def test_threads_and_pinning_count_on_the_cpu_only() -> None:
     assert Conditions.of(ModelSettings(), executor, "cuda", "bfloat16") == Conditions()
 
 
+def test_ranks_that_hold_a_pace_are_another_condition() -> None:
+    held = Conditions.of(ModelSettings(pace_table="a.latency.json"), ExecutorSettings(), "cpu", "float32")
+    assert held == Conditions(pace_held=True) and held.words == ("held",)
+    assert held.differences(Conditions().to_dict()) == ["pace_held (False, here True)"]
+
+
 def test_differences_are_told_with_both_values() -> None:
     table = {"compile": True, "threads_per_rank": 1, "profile": {"repeats": 5}}
     assert Conditions(threads_per_rank=2).differences(table) == [

@@ -51,6 +51,11 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ({"measure_again": True}, "measure_again: needs take_turns"),
         ({"measure_again": True, "take_turns": True, "latency_table": "a.json"}, "goes without latency_table"),
         ({"trace_s": 10, "grid": {**GRID, "rates_per_minute": [6, 12]}}, "one rate only"),
+        (
+            {"hold_pace": 1.5, "latency_table": "a.json"},
+            "hold_pace: only for live runs whose latency table is measured",
+        ),
+        ({"hold_pace": 0.9}, "hold_pace: .*greater than or equal to 1"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, values, named):
@@ -78,9 +83,18 @@ def test_without_any_of_that_the_grid_stays_as_it_is(tmp_path, table):
 
 def test_each_server_gets_its_policy_and_the_table_of_the_benchmark(tmp_path):
     spec = read_spec(write(tmp_path, server={"executor": {"world_size": 3}}), ["grid.engine.lead_s=0.1"])
-    settings = spec.server_settings(spec.grid.variants[1], tmp_path / "t.json", tmp_path / "t.timeline.json")
+    files = (tmp_path / "t.json", tmp_path / "pace.json", tmp_path / "t.timeline.json")
+    settings = spec.server_settings(spec.grid.variants[1], *files)
     assert settings.scheduler.policy == "fixed-sp1" and settings.engine.lead_s == 0.1
     assert settings.executor.world_size == 3 and settings.latency_table == str(tmp_path / "t.json")
+    assert settings.model.pace_table is None
+
+
+def test_ranks_that_hold_a_pace_are_told_its_table(tmp_path):
+    spec = read_spec(write(tmp_path, hold_pace=1.5, server={"model": {"path": "demo-flux-bench"}}), [])
+    files = (tmp_path / "t.json", tmp_path / "pace.json", tmp_path / "t.timeline.json")
+    for settings in (spec.server_settings(spec.grid.variants[0], *files), spec.paced_server(files[1])):
+        assert settings.model.pace_table == str(tmp_path / "pace.json") and settings.model.path == "demo-flux-bench"
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda path: path.stem)
