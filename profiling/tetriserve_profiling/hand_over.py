@@ -38,7 +38,8 @@ class MoveCost:
 
     Attributes:
         between_s: time between the last segment on the old ranks and the first on the new ones.
-        seconds: how much more that is than between two segments on the same ranks, sent in the same way.
+        seconds: how much more that is than between two segments on the same ranks, sent in the same way right behind;
+            the median of these differences, so that a machine whose speed wanders between repeats is no cost.
         step_s: the step that follows.
         samples: how often each was measured.
     """
@@ -138,7 +139,8 @@ class MoveMeter:
         costs = []
         for key, times in self._times.items():
             between_s = statistics.median(times.moved)
-            seconds = max(0.0, between_s - statistics.median(times.stayed))
+            more_s = (moved - stayed for moved, stayed in zip(times.moved, times.stayed, strict=True))
+            seconds = max(0.0, statistics.median(more_s))
             costs.append(MoveCost(*key, between_s, seconds, statistics.median(times.step), len(times.moved)))
         return costs
 
