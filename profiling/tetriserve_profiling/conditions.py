@@ -1,11 +1,14 @@
 """The settings that decide how long a model's work takes on given ranks, beside its dtype."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.machine import decide_attention_backend
+from tetriserve_backend.latency_table import LatencyTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +19,22 @@ class Conditions:
         attention_backend: in lower case; `auto` also where the name given means the same.
         compile: whether the transformer is compiled.
         threads_per_rank, pin_ranks: on CUDA, where they play no part, their defaults.
-        pace_held: whether the ranks keep to the times of another table.
+        pace: names the times that the ranks keep to (`model.pace_table`), if they do.
     """
 
     attention_backend: str = "auto"
     compile: bool = False
     threads_per_rank: int = 1
     pin_ranks: bool = False
-    pace_held: bool = False
+    pace: str | None = None
 
     @classmethod
     def of(cls, model: ModelSettings, executor: ExecutorSettings, device: str, dtype: str) -> "Conditions":
-        """Those of a server on `device` (`cpu` or `cuda`) that computes in `dtype` (torch's name)."""
+        """Those of a server on `device` (`cpu` or `cuda`) that computes in `dtype` (torch's name).
+
+        Raises:
+            LatencyTableError: the table of the pace cannot be read.
+        """
         automatic = decide_attention_backend("auto", device, dtype)
         backend = decide_attention_backend(model.attention_backend, device, dtype)
         threads, pinned = (executor.threads_per_rank, executor.pin_ranks) if device == "cpu" else (1, False)
@@ -36,7 +43,7 @@ class Conditions:
             compile=model.compile,
             threads_per_rank=threads,
             pin_ranks=pinned,
-            pace_held=model.pace_table is not None,
+            pace=_digest(LatencyTable.load(model.pace_table)) if model.pace_table is not None else None,
         )
 
     @property
@@ -47,7 +54,7 @@ class Conditions:
             "compiled": self.compile,
             f"{self.threads_per_rank}threads": self.threads_per_rank > 1,
             "pinned": self.pin_ranks,
-            "held": self.pace_held,
+            f"held-{self.pace}": self.pace is not None,
         }
         return tuple(word for word, is_told in words.items() if is_told)
 
@@ -63,3 +70,8 @@ class Conditions:
             for name, value in told.items()
             if value != getattr(self, name)
         ]
+
+
+def _digest(table: LatencyTable) -> str:
+    times = {work: table.seconds(work) for work in table.works}
+    return hashlib.sha256(json.dumps(sorted((str(work), s) for work, s in times.items())).encode()).hexdigest()[:8]

@@ -1,7 +1,7 @@
 """What a profile has measured so far, and the latency table that follows from it."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -67,6 +67,11 @@ class Record:
         """An entry cannot be had; what was measured of it is dropped, since it cannot be relied on."""
         self._entries.pop(work, None)
         self.absent[work] = reason
+
+    def degrees(self, work: Iterable[Work]) -> list[int]:
+        """Of these steps, degrees at which a single image could be had, ascending."""
+        steps = (one for one in work if one.kind is SegmentKind.DENOISE and one not in self.absent)
+        return sorted({step.degree for step in steps if step.batch == 1 and step.cfg_degree == 1})
 
     def counts(self) -> dict[Work, int]:
         """Samples of each entry."""

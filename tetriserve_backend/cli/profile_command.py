@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,10 +14,10 @@ from tetriserve_backend.cli.launcher.repository import find_model_repository
 from tetriserve_backend.cli.options import parse_numbers, parse_resolutions, read_settings
 from tetriserve_backend.cli.profile_progress import ProfileProgress
 from tetriserve_backend.cli.table.show import make_console, print_table
-from tetriserve_backend.domain import ConfigurationError, SegmentKind, TetriserveError
+from tetriserve_backend.domain import ConfigurationError, TetriserveError
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
-from tetriserve_backend.latency_table import LatencyTable, Work
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import parse_document
 from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
 from tetriserve_profiling.conditions import Conditions
@@ -34,7 +33,7 @@ _EXIT_WRONG_INPUT: Final = 2
 _EXIT_INTERRUPTED: Final = 130
 _TABLES: Final = Path("denoise") / "latency_tables"
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
-_NOT_ABOUT_TIME: Final = {"path", "local_files_only", "device", "dtype"}
+_NOT_ABOUT_TIME: Final = {"path", "local_files_only", "device", "dtype", "pace_table"}
 """Settings of a model that its times do not depend on, or that a table has keys of its own for."""
 
 
@@ -144,7 +143,7 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
 
     profiler = Profiler(executor, settings, record, note)
     await profiler.measure(work)
-    moves = await profiler.measure_moves(_degrees(work, record.absent))
+    moves = await profiler.measure_moves(record.degrees(work))
     table = LatencyTable.from_dict(record.document(identity, work, moves), str(target))
     table.save(target)
     partial.remove()
@@ -178,9 +177,3 @@ def _what_times_depend_on(model: ModelSettings, conditions: Conditions, settings
         **conditions.to_dict(),
         "profile": settings.model_dump(mode="json"),
     }
-
-
-def _degrees(work: Sequence[Work], absent: dict[Work, str]) -> list[int]:
-    """At which a single image was measured, ascending."""
-    steps = (one for one in work if one.kind is SegmentKind.DENOISE and one not in absent)
-    return sorted({step.degree for step in steps if step.batch == 1 and step.cfg_degree == 1})

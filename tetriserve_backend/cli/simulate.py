@@ -216,9 +216,9 @@ def _run(
     limit: Bound | None,
     labels: dict[str, Any],
 ) -> SimulatedRun:
-    writer = TimelineFile(timeline) if timeline else None
     # The first policy of its kind loads its compiled code, which is no part of what a trace takes.
     make_policy(world.scheduler, tables[0], world.gpus)
+    writer = TimelineFile(timeline) if timeline else None
     started_s = time.perf_counter()
     try:
         on_time = limit.on_time if limit else None

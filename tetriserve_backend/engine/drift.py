@@ -147,7 +147,7 @@ class DriftMonitor:
             if self._slow_ranks or known:
                 self._average = {
                     size: statistics.fmean(map(self._slowest_of, groups))
-                    for size, groups in aligned_groups(self._world_size).items()
+                    for size, groups in (aligned_groups(self._world_size) if self._slow_ranks else {}).items()
                 }
             self._correct()
         return self._rank_warnings()

@@ -133,7 +133,7 @@ class ModelDrift:
         ]
         if all(abs(estimate - self._applied.get(work, 0.0)) < _WORTH for work, estimate in found):
             return False
-        self._applied = dict(found)
+        self._applied = {work: estimate for work, estimate in found if estimate}
         self.current = self.original.corrected(self._factor, self._steps())
         return True
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from tetriserve_backend.domain import Request, Segment, SegmentKind
+from tetriserve_backend.domain import LatencyTableError, Request, Segment, SegmentKind
 from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.executor.device_memory import PeakMemory
 from tetriserve_backend.executor.device_time import Stopwatch
@@ -21,7 +21,7 @@ from tetriserve_backend.executor.step_reports import DoneStep, OnStep, StepRepor
 from tetriserve_backend.executor.tensor_keeper import MisplacedTensorsError, TensorKeeper, check_spec, parts_of
 from tetriserve_backend.executor.tensors import HostCopier, Product
 from tetriserve_backend.executor.wire import Blame, HostTensor, PartDone, PartFailed
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, work_of
 
 _log = logging.getLogger(__name__)
 _COMMUNICATION_ERROR = re.compile(r"gloo|nccl|processgroup|connection (reset|closed|refused)|timed out", re.IGNORECASE)
@@ -88,7 +88,16 @@ class SegmentRunner:
         model = self._models.get(segment.model)
         if model is None:
             return f"there is no model '{segment.model}'; loaded: {', '.join(map(repr, sorted(self._models)))}"
-        return why_refused(segment, model.facts, self._groups.world_size)
+        return why_refused(segment, model.facts, self._groups.world_size) or self._why_without_pace(segment)
+
+    def _why_without_pace(self, segment: Segment) -> str | None:
+        """What keeps a segment from being held to the pace of its model, if there is one."""
+        try:
+            if segment.model in self._paces:
+                self._paces[segment.model].seconds(work_of(segment))
+        except LatencyTableError as error:
+            return str(error)
+        return None
 
     def _enter_groups(self, segment: Segment, model: DiffusionModel) -> HalvedGroup | None:
         """Make xfuser work on this rank's share of the placement; the two halves if guidance is split."""

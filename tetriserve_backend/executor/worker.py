@@ -115,9 +115,10 @@ class Worker:
         from tetriserve_backend.executor.models.registry import load_model  # noqa: PLC0415
 
         dtype: torch.dtype = getattr(torch, spec.dtype)
-        if spec.settings.pace_table is not None:
-            self._paces[spec.name] = LatencyTable.load(spec.settings.pace_table)
         self._models[spec.name] = load_model(Path(spec.directory), spec.settings, self._device, dtype)
+        self._paces.pop(spec.name, None)
+        if spec.pace is not None:
+            self._paces[spec.name] = LatencyTable.from_dict(spec.pace, "model.pace_table")
 
     def _load_one_more(self, spec: ModelSpec) -> None:
         try:

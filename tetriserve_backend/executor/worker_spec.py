@@ -1,6 +1,7 @@
 """What a rank is told at birth, and of each model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -15,12 +16,15 @@ class ModelSpec:
         name: as `Segment.model`.
         directory: local, in diffusers format.
         dtype: decided, not `auto`.
+        pace: the latency table that its work keeps to, as JSON values; read once, so that it is the same on all ranks
+            and there for those that are born later.
     """
 
     name: str
     directory: str
     settings: ModelSettings
     dtype: str
+    pace: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

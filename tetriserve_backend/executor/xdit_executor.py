@@ -30,6 +30,7 @@ from tetriserve_backend.executor.rank_pool import RankPool
 from tetriserve_backend.executor.rendezvous import host_rendezvous
 from tetriserve_backend.executor.worker_spec import ModelSpec, RankSpec
 from tetriserve_backend.executor.world_forming import WorldForming
+from tetriserve_backend.latency_table import LatencyTable
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -104,13 +105,15 @@ class XditExecutor:
 
         Raises:
             ConfigurationError: there is no such model, it is not for this device, or it does not fit.
+            LatencyTableError: the table of its pace cannot be read.
         """
         dtype = decide_dtype(model, self.device)
         check_pace(model, self.device)
         directory = await asyncio.to_thread(resolve_directory, model)
         if self.device == "cpu":
             check_host_memory(directory, model, dtype, self.world_size)
-        return ModelSpec(name, str(directory), model, dtype)
+        pace = LatencyTable.load(model.pace_table).to_dict() if model.pace_table is not None else None
+        return ModelSpec(name, str(directory), model, dtype, pace)
 
     async def load_model(self, spec: ModelSpec) -> LoadedModel:
         """Have every rank load a model. Each does it in one go, between two segments: best while nothing else runs.

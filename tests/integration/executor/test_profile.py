@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from tetriserve_backend.cli.table.comparison import compare
+from tetriserve_backend.domain import SegmentKind
+from tetriserve_backend.engine.commands import HandOver, Source, SourceKind
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import TableDocument, parse_document
+from tetriserve_profiling.bench import Bench, SegmentsFailedError
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.hand_over import MoveCost
 from tetriserve_profiling.partial_file import partial_path
@@ -92,12 +95,19 @@ def test_profiles_of_one_machine_agree_and_survive_a_lost_rank(tiny_model: Path)
     assert all(cost.samples == 3 and cost.step_s > 0 for cost in moves)
 
 
-async def at_held_pace(model: Path, pace_table: Path) -> TableDocument:
+async def at_held_pace(model: Path, pace_table: Path) -> tuple[str, TableDocument]:
+    """What is said of a shape that the pace lacks; then a profile, so the group is sound. The file is read but once."""
     settings = ModelSettings(path=str(model), pace_table=str(pace_table))
     executor = ModelExecutor.alone(settings, ExecutorSettings(world_size=2))
     await executor.start()
+    pace_table.unlink()
     try:
-        return await measure(executor)
+        bench = Bench(executor)
+        hand_over = HandOver(Source(SourceKind.BROADCAST, 0), Source(SourceKind.CREATE))
+        requests = [bench.request("large", 256, 256, 1)]
+        with pytest.raises(SegmentsFailedError) as failure:
+            await bench.run([bench.command(SegmentKind.DENOISE, requests, (0, 1), hand_over, num_steps=1)])
+        return str(failure.value), await measure(executor)
     finally:
         await executor.shutdown()
 
@@ -117,7 +127,8 @@ def test_ranks_that_hold_a_pace_are_never_faster(tiny_model: Path, tmp_path: Pat
         "here",
     )  # fmt: skip
     pace.save(tmp_path / "pace.latency.json")
-    document = asyncio.run(at_held_pace(tiny_model, tmp_path / "pace.latency.json"))
+    reason, document = asyncio.run(at_held_pace(tiny_model, tmp_path / "pace.latency.json"))
+    assert "model.pace_table" in reason and "256x256" in reason
     found = LatencyTable.from_dict(document.model_dump(by_alias=True), "found")
     # The ranks' clock may be a little coarser than the table.
     assert all(found.seconds(work) >= 0.999 * pace.seconds(work) for work in pace.works)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.simulator.conftest import small_table
+from tetriserve_backend.simulator.sweep import table_with_dispatch
 
 
 def test_a_move_costs_what_such_moves_took_beyond_a_dispatch():
@@ -20,3 +21,9 @@ def test_a_degree_without_moves_of_its_own_takes_those_of_all_and_less_than_a_di
 
 def test_a_table_that_tells_of_no_moves_has_them_cost_nothing():
     assert small_table(dispatch_s=0.001).hand_over_s(2, from_outside=True) == 0.0
+
+
+def test_another_dispatch_leaves_what_a_move_costs_beyond_it():
+    table = small_table(dispatch_s=0.001, moves={((0,), (0, 1)): 0.003})
+    for dispatch_s in (0.0, 0.004):
+        assert table_with_dispatch(table, dispatch_s).hand_over_s(2, from_outside=False) == pytest.approx(0.002)

@@ -1,7 +1,10 @@
 """The settings that a table's times depend on."""
 
+from pathlib import Path
+
 import pytest
 
+from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_profiling.conditions import Conditions
 
@@ -30,10 +33,17 @@ def test_threads_and_pinning_count_on_the_cpu_only() -> None:
     assert Conditions.of(ModelSettings(), executor, "cuda", "bfloat16") == Conditions()
 
 
-def test_ranks_that_hold_a_pace_are_another_condition() -> None:
-    held = Conditions.of(ModelSettings(pace_table="a.latency.json"), ExecutorSettings(), "cpu", "float32")
-    assert held == Conditions(pace_held=True) and held.words == ("held",)
-    assert held.differences(Conditions().to_dict()) == ["pace_held (False, here True)"]
+def test_each_pace_that_ranks_hold_is_a_condition_of_its_own(tmp_path: Path) -> None:
+    found = []
+    for number, table in enumerate(
+        (small_table(), small_table(dispatch_s=0.1), small_table().corrected(lambda _: 2.0))
+    ):
+        table.save(tmp_path / f"{number}.latency.json")
+        settings = ModelSettings(pace_table=str(tmp_path / f"{number}.latency.json"))
+        found.append(Conditions.of(settings, ExecutorSettings(), "cpu", "float32"))
+    assert found[0] == found[1] == Conditions(pace=found[0].pace) and found[0].words == (f"held-{found[0].pace}",)
+    assert found[2].differences(found[0].to_dict()) == [f"pace ({found[0].pace!r}, here {found[2].pace!r})"]
+    assert found[0].differences(Conditions().to_dict()) == [f"pace (None, here {found[0].pace!r})"]
 
 
 def test_differences_are_told_with_both_values() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tetriserve_backend.executor.model_executor import ModelExecutor
-from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.hand_over import MoveCost
 from tetriserve_profiling.profiler import Profiler
@@ -52,18 +52,19 @@ async def _measure(
     executor = ModelExecutor.alone(server.model, server.executor)
     await executor.start()
     try:
+        conditions = Conditions.of(server.model, server.executor, executor.device, executor.dtype)
         work, record = list_work(profile, modes_of(executor)), Record()
         profiler = Profiler(executor, profile, record, lambda progress: tell(progress.in_words()))
         await profiler.measure(work)
-        moves = await _measure_moves(executor, profile, tell) if with_moves else ()
-        return record, record.document(identity_of(executor, {}), work, moves)
+        moves = await _measure_moves(executor, profile, record.degrees(work), tell) if with_moves else ()
+        return record, record.document(identity_of(executor, conditions.to_dict()), work, moves)
     finally:
         await executor.shutdown()
 
 
 async def _measure_moves(
-    executor: ModelExecutor, profile: ProfileSettings, tell: Callable[[str], None]
+    executor: ModelExecutor, profile: ProfileSettings, degrees: Sequence[int], tell: Callable[[str], None]
 ) -> list[MoveCost]:
     few = profile.model_copy(update={"repeats": min(_MOVES, profile.repeats)})
     profiler = Profiler(executor, few, Record(), lambda progress: tell(progress.in_words()))
-    return await profiler.measure_moves(usable_degrees(executor.world_size))
+    return await profiler.measure_moves(degrees)

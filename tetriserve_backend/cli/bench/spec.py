@@ -105,6 +105,10 @@ class BenchSpec(BaseModel):
             raise ValueError("measure_again: goes without latency_table, which is another machine's or another day's")
         if self.hold_pace is not None and (self.where is not Where.LIVE or self.latency_table is not None):
             raise ValueError("hold_pace: only for live runs whose latency table is measured")
+        if self.hold_pace is not None and self.server.model.device == "cuda":
+            raise ValueError("hold_pace: only on CPU; GPUs keep to a pace with locked clocks")
+        if self.server.model.pace_table is not None:
+            raise ValueError("server.model.pace_table: not a setting of a benchmark's server; see hold_pace")
         if self.load is not None and len(self.grid.mixes) > 1:
             raise ValueError("load: sets one rate, so there can be one mix only")
         if self.trace_s is not None and self.load is None and len(self.grid.rates_per_minute) > 1:

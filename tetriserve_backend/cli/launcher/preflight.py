@@ -10,7 +10,7 @@ from tetriserve_backend.triton_adapter.settings import ServerSettings
 
 
 def check_before_start(settings: ServerSettings, files: Mapping[str, Path | None]) -> None:
-    """Refuse a policy that does not exist, a latency table that cannot be read, and files that cannot be written.
+    """Refuse a policy that does not exist, latency tables that cannot be read, and files that cannot be written.
 
     Args:
         settings: of the server.

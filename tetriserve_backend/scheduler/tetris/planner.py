@@ -33,8 +33,8 @@ from tetriserve_backend.scheduler.view import RequestView
 _FIRST_ROOM = 256
 _CROWD, _FEWEST_TRIES = 400, 4
 """A packing takes the longer the more requests there are: so many are packed in one plan, all tries together."""
-_MOST_KNOWN = 4096
-"""What is known of batches is forgotten when it is of more than so many, most of which are gone by then."""
+_ROOM_FOR_FACTS, _MOST_GONE = 1024, 256
+"""What is known of batches is forgotten when it may be of so many that are gone, and of eight times those here."""
 _MARGIN_S = 1e-4
 """What ends this close to a deadline might miss it by a rounding error."""
 
@@ -78,7 +78,7 @@ class Planner:
         self._origin_s = 0.0
         # Facts of batches, one row each, and the row of each by its identity; with the batch, so that its id is not
         # given to another. For one version of the costs.
-        self._facts = np.empty((_MOST_KNOWN, NUM_FACTS))
+        self._facts = np.empty((_ROOM_FOR_FACTS, NUM_FACTS))
         self._places: dict[int, tuple[int, Batch]] = {}
         self._known_of = shapes.version
         self._start = make_profile(1)
@@ -135,6 +135,7 @@ class Planner:
     def forget(self, situation: Situation) -> None:
         """Nothing waits: what is free is what the ranks leave that are busy now."""
         self._left.size[0], self._origin_s = 0, situation.now_s
+        self._places.clear()
         self._make_room(len(situation.returns_s) + 1)
         fill_profile(self._left, situation.idle, np.array(situation.returns_s, float), self._origin_s)
 
@@ -167,11 +168,12 @@ class Planner:
 
     def _places_of(self, batches: Sequence[Batch]) -> Ints:
         """Where the facts of each batch are."""
-        if self._known_of != self._shapes.version or len(self._places) + len(batches) > len(self._facts):
+        most = min(len(self._facts), _MOST_GONE + 8 * len(batches))
+        if self._known_of != self._shapes.version or len(self._places) + len(batches) > most:
             self._places.clear()
             self._known_of = self._shapes.version
-            if len(batches) > len(self._facts):
-                self._facts = np.empty((2 * len(batches), NUM_FACTS))
+            if 2 * len(batches) > len(self._facts):
+                self._facts = np.empty((4 * len(batches), NUM_FACTS))
         known = self._places
         return np.array([(known.get(id(batch)) or self._learn(batch))[0] for batch in batches], np.int64)
 

@@ -56,7 +56,7 @@ class Pod:
         self._alone: dict[int, Batch] = {}
         self.num_idle = len(ranks)
         self._unserved: list[RequestView] | None = []
-        self._last: tuple[Situation, Sequence[Job], bool] | None = None
+        self._last: tuple[Situation, Sequence[Job], Sequence[bool]] | None = None
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
         """Decodes that are due, then the first pieces of a fresh plan; `view` shows this pod alone."""
@@ -82,7 +82,7 @@ class Pod:
         elif not anybody_waits:
             self._planner.forget(situation)
         self.num_idle = seating.num_idle
-        self._last, self._unserved = (situation, jobs, planned), None
+        self._last, self._unserved = (situation, jobs, self._planner.saved if planned else ()), None
         return seating.plan(anybody_waits=anybody_waits, not_after_s=held_until_s)
 
     def _plan_in_batches(self, alone: Situation) -> Situation:
@@ -165,10 +165,10 @@ class Pod:
     def _find_unserved(self) -> list[RequestView]:
         if self._last is None:
             return []
-        situation, jobs, planned = self._last
+        situation, jobs, saved = self._last
         served = {job.index for job in jobs}
         left = [i for i, b in enumerate(situation.batches) if i not in served]
-        if planned:
-            left.sort(key=lambda i: self._planner.saved[i])
+        if saved:
+            left.sort(key=lambda i: saved[i])
         members = (member for i in left for member in situation.batches[i].members)
         return [member for member in members if member.placement is None and not member.in_flight]

@@ -56,6 +56,8 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
             "hold_pace: only for live runs whose latency table is measured",
         ),
         ({"hold_pace": 0.9}, "hold_pace: .*greater than or equal to 1"),
+        ({"hold_pace": 1.5, "server": {"model": {"device": "cuda"}}}, "hold_pace: only on CPU"),
+        ({"server": {"model": {"pace_table": "a.json"}}}, "pace_table: not a setting of a benchmark's server"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, values, named):
