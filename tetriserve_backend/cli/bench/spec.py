@@ -59,8 +59,8 @@ class BenchSpec(BaseModel):
         measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
         hold_pace: the ranks take so many times as long for everything as in their fastest moment, which is measured
             first, and keep to that (`model.pace_table`): on a machine whose speed wanders, a run is then one that can
-            be repeated, and foretold. The latency table is measured at that pace. None lets them go as fast as they
-            can (LIVE only).
+            be repeated, and foretold. The latency table is measured at that pace, and a run in which they could not
+            keep to it is done again (two at most). None lets them go as fast as they can (LIVE only).
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
