@@ -73,5 +73,5 @@ class Conditions:
 
 
 def _digest(table: LatencyTable) -> str:
-    times = {work: table.seconds(work) for work in table.works}
-    return hashlib.sha256(json.dumps(sorted((str(work), s) for work, s in times.items())).encode()).hexdigest()[:8]
+    times = sorted((str(work), table.seconds(work)) for work in table.works)
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()[:8]

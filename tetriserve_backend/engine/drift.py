@@ -144,11 +144,8 @@ class DriftMonitor:
             if self._slow_ranks.keys() != known.keys():
                 for model in self._models.values():
                     model.doubt()
-            if self._slow_ranks or known:
-                self._average = {
-                    size: statistics.fmean(map(self._slowest_of, groups))
-                    for size, groups in (aligned_groups(self._world_size) if self._slow_ranks else {}).items()
-                }
+            sizes = aligned_groups(self._world_size) if self._slow_ranks else {}
+            self._average = {size: statistics.fmean(map(self._slowest_of, groups)) for size, groups in sizes.items()}
             self._correct()
         return self._rank_warnings()
 

@@ -117,7 +117,9 @@ class JobList:
             if not self._idle:
                 return
             degrees = [cost.sp_degree for cost in self._costs(index).efficient]
-            any(self._start_if_it_fits(index, degree) for degree in sorted(degrees, reverse=True))
+            for degree in sorted(degrees, reverse=True):
+                if self._start_if_it_fits(index, degree):
+                    break
 
     def _start_late(self, indices: Sequence[int]) -> None:
         """Requests that the plan cannot save make progress until it needs the ranks, the cheapest first.
