@@ -15,7 +15,7 @@ from rich.status import Status
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.evaluate import evaluate
 from tetriserve_backend.cli.bench.live import LiveBench
-from tetriserve_backend.cli.bench.measuring import measure
+from tetriserve_backend.cli.bench.measuring import measure, measure_at_pace
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
 from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
 from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
@@ -79,11 +79,17 @@ def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTa
             fastest = measure(spec.server, spec.profile, _teller(line, "measuring the fastest moments"), choose=min)
         fastest.corrected(lambda work: factor).save(folder.pace_table)
     if not folder.table.exists():
-        server = spec.paced_server(folder.pace_table)
         with console.status("measuring the latency table") as line:
-            tell = _teller(line, "measuring the latency table")
-            measure(server, spec.profile, tell, with_moves=True).save(folder.table)
+            _measure(spec, folder, _teller(line, "measuring the latency table")).save(folder.table)
     return LatencyTable.load(folder.table)
+
+
+def _measure(spec: BenchSpec, folder: ResultFolder, tell: Callable[[str], None]) -> LatencyTable:
+    """The table that the servers plan with."""
+    if spec.hold_pace is None:
+        return measure(spec.server, spec.profile, tell, with_moves=True)
+    pace = LatencyTable.load(folder.pace_table)
+    return measure_at_pace(spec.paced_server(folder.pace_table), spec.profile, pace, tell)
 
 
 def _teller(line: Status, what: str) -> Callable[[str], None]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tetriserve_backend.cli.bench.keeping_pace import kept_pace
 from tetriserve_backend.cli.bench.measuring import measure
-from tetriserve_backend.cli.bench.observed import cut_out, kept_pace, read_events, summarize, write_timeline
+from tetriserve_backend.cli.bench.observed import cut_out, read_events, segments_of, summarize, write_timeline
 from tetriserve_backend.cli.bench.replay import read_answers
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder
 from tetriserve_backend.cli.bench.spec import BenchSpec
@@ -98,7 +99,7 @@ class LiveBench:
         folder = self._folder
         trace = list(read_trace(folder.trace(run)))
         events = self._serve_trace(run, serving, trace, f"{run.cell_name}-")
-        while self._repeats_left and not kept_pace(events, LatencyTable.load(folder.pace_table)):
+        while self._repeats_left and not kept_pace(segments_of(events), LatencyTable.load(folder.pace_table)):
             self._tell(f"{run.variant.name}, trace {run.cell_name}, again: its ranks could not hold their pace")
             events = self._serve_trace(run, serving, trace, f"{run.cell_name}.{self._repeats_left}-")
             self._repeats_left -= 1

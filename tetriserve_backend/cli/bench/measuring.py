@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tetriserve_backend.cli.bench.keeping_pace import behind_pace
+from tetriserve_backend.domain import ServerError
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.settings import ServerSettings
@@ -16,8 +18,10 @@ from tetriserve_profiling.record import Record
 from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import ProfileSettings
 
-_MOVES = 4
+_MOVES = 8
 """Samples of each hand-over: a few milliseconds beside steps of hundreds."""
+_TRIES = 3
+"""Tables that are measured at most, if the ranks cannot keep their pace meanwhile."""
 
 
 def measure(
@@ -44,6 +48,36 @@ def measure(
     record, document = asyncio.run(_measure(server, profile, tell, with_moves=with_moves))
     medians = LatencyTable.from_dict(document, origin="measured")
     return medians.corrected(lambda work: choose(record.samples(work)) / medians.seconds(work))
+
+
+def measure_at_pace(
+    server: ServerSettings, profile: ProfileSettings, pace: LatencyTable, tell: Callable[[str], None]
+) -> LatencyTable:
+    """The table of ranks that hold a pace, with moves; measured again if they could not keep to it.
+
+    It has the medians: what comes in between now and then is not theirs.
+
+    Args:
+        server: as in `measure`, with `pace` in its settings.
+        profile: what to measure.
+        pace: how long the ranks should take.
+        tell: as in `measure`.
+
+    Raises:
+        ServerError: the machine never left the ranks the time that they need.
+        TetriserveError: as in `measure`.
+    """
+    behind: Sequence[str] = ()
+    for _ in range(_TRIES):
+        table = measure(server, profile, tell, choose=statistics.median, with_moves=True)
+        behind = behind_pace(table, pace)
+        if not behind:
+            return table
+        tell(f"again: the ranks could not hold their pace in {len(behind)} entries")
+    raise ServerError(
+        f"{_TRIES} times the ranks could not hold their pace, last in {'; '.join(behind)}: "
+        "end what else runs on this machine, or choose a larger hold_pace"
+    )
 
 
 async def _measure(

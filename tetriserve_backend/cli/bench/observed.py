@@ -9,15 +9,11 @@ from typing import Any
 from tetriserve_backend.cli.bench.replay import Answer
 from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.timeline import TraceEvent
-from tetriserve_backend.latency_table import LatencyTable
-from tetriserve_backend.simulator.pace import Pace, TimedSegment
+from tetriserve_backend.simulator.pace import TimedSegment
 from tetriserve_backend.simulator.quantiles import QuantileSketch
 from tetriserve_backend.simulator.summary import Summary, SummaryBuilder
 from tetriserve_backend.simulator.trace import TraceRequest
 from tetriserve_backend.simulator.virtual_world import Outcome
-
-_MOST_OVER = 1.03
-"""Over the time that a held pace leaves; where nothing comes in between it is 0.99 to 1.01."""
 
 _ENDS = frozenset({"finish", "reject", "cancel", "fail"})
 
@@ -56,11 +52,6 @@ def segments_of(events: Iterable[TraceEvent]) -> Iterator[TimedSegment]:
         placement = Placement(tuple(args["gpus"]))
         segment = Segment(args["segment"], SegmentKind(event["cat"]), parts, placement, args["height"], args["width"])
         yield TimedSegment(segment, event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
-
-
-def kept_pace(events: Iterable[TraceEvent], table: LatencyTable) -> bool:
-    """Whether ranks that hold the pace of `table` were able to: whatever else the machine did, they had time left."""
-    return Pace(segments_of(events), table).overall <= _MOST_OVER
 
 
 def as_served(trace: Iterable[TraceRequest], events: Iterable[TraceEvent]) -> list[Request]:

@@ -5,7 +5,6 @@ import pytest
 from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.cli.bench.observed import (
     cut_out,
-    kept_pace,
     read_events,
     segments_of,
     summarize,
@@ -92,12 +91,6 @@ def test_every_segment_comes_once_whatever_its_degree(served):
     assert len(numbers) == len(set(numbers)) == len({e["args"]["segment"] for e in own if e["ph"] == "X"})
     steps = sum(part.num_steps for timed in segments for part in timed.segment.parts)
     assert steps == sum(request.num_inference_steps for request in TRACE)
-
-
-def test_ranks_that_take_longer_than_their_pace_allows_have_not_kept_it(served):
-    own = cut_out(served[0], TRACE, "c000-")
-    assert kept_pace(own, small_table(dispatch_s=0.001))
-    assert not kept_pace(own, small_table(dispatch_s=0.001).corrected(lambda work: 0.95))
 
 
 def test_a_written_timeline_reads_back(served, tmp_path):
