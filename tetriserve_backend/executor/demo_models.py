@@ -15,8 +15,8 @@ from tetriserve_backend.executor.python_process import child_environment, python
 DEMO_MODELS: Mapping[str, DemoConfig] = {
     "demo-flux": DemoFluxConfig(),
     "demo-sd3": DemoSd3Config(),
-    # For the live benchmark on two cores: a second rank is of no use to 128², and nearly halves a step of 768². With the
-    # VAE of `demo-flux`, decoding 768² would take three times as long as a step.
+    # For the live benchmark on two cores: a second rank is of no use to 128², and nearly halves a step of 768². With
+    # the VAE of `demo-flux`, decoding 768² would take three times as long as a step.
     "demo-flux-bench": DemoFluxConfig(vae_channels=(4, 4, 8, 8)),
 }
 """What may be named instead of a directory."""

@@ -18,7 +18,7 @@ from tetriserve_profiling.record import Record
 from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import ProfileSettings
 
-_MOVES = 8
+_MOVES = 6
 """Samples of each hand-over: a few milliseconds beside steps of hundreds."""
 _TRIES = 3
 """Tables that are measured at most, if the ranks cannot keep their pace meanwhile."""

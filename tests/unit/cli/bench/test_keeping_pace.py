@@ -15,6 +15,7 @@ from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_profiling.settings import ProfileSettings
 
 PACE = small_table()
+PROFILE = ProfileSettings(resolutions=((512, 512),))
 SLOW = step_work(512, 512, sp=2)
 
 
@@ -57,7 +58,7 @@ def measured_as(monkeypatch, *tables):
 
 def test_a_table_behind_its_pace_is_measured_again(monkeypatch):
     asked, told = measured_as(monkeypatch, disturbed(1.4), disturbed(1.01)), []
-    found = measure_at_pace(ServerSettings(), ProfileSettings(), PACE, told.append)
+    found = measure_at_pace(ServerSettings(), PROFILE, PACE, told.append)
     assert found.seconds(SLOW) == pytest.approx(1.01 * PACE.seconds(SLOW))
     assert asked == [(statistics.median, True)] * 2 and "1 entries" in told[-1]
 
@@ -65,4 +66,4 @@ def test_a_table_behind_its_pace_is_measured_again(monkeypatch):
 def test_a_machine_that_never_leaves_the_ranks_their_time_is_an_error_that_says_what_to_do(monkeypatch):
     measured_as(monkeypatch, *[disturbed(1.4)] * 3)
     with pytest.raises(ServerError, match=r"1\.40 times.*larger hold_pace"):
-        measure_at_pace(ServerSettings(), ProfileSettings(), PACE, lambda text: None)
+        measure_at_pace(ServerSettings(), PROFILE, PACE, lambda text: None)
