@@ -25,6 +25,7 @@ def segment_events(segment: Segment, start_s: float, end_s: float) -> list[Trace
         "height": segment.height,
         "width": segment.width,
         **_model_args(segment.model),
+        **({"cfg": segment.cfg_degree} if segment.cfg_degree > 1 else {}),
     }
     return [
         {

@@ -19,7 +19,7 @@ class TimedSegment:
     end_s: float
 
 
-_Work: TypeAlias = tuple[str, SegmentKind, int, int, int]
+_Work: TypeAlias = tuple[str, SegmentKind, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -120,4 +120,4 @@ class Pace:
 def _work(segment: Segment) -> _Work:
     """What has one entry in the table."""
     shape = (0, 0) if segment.kind is SegmentKind.ENCODE else (segment.height, segment.width)
-    return segment.model, segment.kind, *shape, segment.placement.sp_degree
+    return segment.model, segment.kind, *shape, segment.placement.sp_degree, segment.cfg_degree

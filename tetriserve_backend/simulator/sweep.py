@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.scheduler.registry import check_policy_name
 from tetriserve_backend.simulator.bound import BoundCache, BoundSettings
 from tetriserve_backend.simulator.run import SimulationSettings, simulate
 from tetriserve_backend.simulator.summary import Summary
@@ -72,6 +74,25 @@ class SweepSpec(BaseModel):
             return given
         return [{"name": item, "scheduler": {"policy": item}} if isinstance(item, str) else item for item in given]
 
+    @model_validator(mode="after")
+    def _sound(self) -> "SweepSpec":
+        names = [variant.name for variant in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"policies: two are named {', '.join(map(repr, twice))}; give each a name of its own")
+        for variant in self.variants:
+            try:
+                check_policy_name(variant.scheduler.policy)
+            except ConfigurationError as error:
+                raise ValueError(f"policies: {variant.name}: {error}") from error
+        try:
+            self.cells()
+        except ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(map(str, found["loc"]))
+            raise ValueError(f"{where}: {found['msg']}, got {found['input']!r:.80}") from error
+        return self
+
     def cells(self) -> list[WorkloadSpec]:
         """The workloads of the grid, seeds innermost."""
         axes = itertools.product(self.mixes, self.slo_scales, self.rates_per_minute, self.seeds)
@@ -87,6 +108,18 @@ class SweepSpec(BaseModel):
             )
             for mix, scale, rate, seed in axes
         ]
+
+    def simulation(self, variant: Variant, cell: WorkloadSpec, table: LatencyTable) -> SimulationSettings:
+        """The world and the server of one variant on one workload."""
+        return SimulationSettings(
+            self.gpus or table.world_size,
+            variant.scheduler,
+            variant.engine or self.engine,
+            noise_cv=self.noise_cv,
+            noise_seed=cell.seed,
+            slowdown=self.slowdown,
+            slow_ranks=self.slow_ranks,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +184,8 @@ def _run_cell(spec: SweepSpec, table: LatencyTable, cell: WorkloadSpec, bound_ca
         bound_on_time = BoundCache(bound_cache).bound(table, requests, gpus, how).on_time
     summaries = []
     for variant in spec.variants:
-        settings = SimulationSettings(
-            gpus,
-            variant.scheduler,
-            variant.engine or spec.engine,
-            noise_cv=spec.noise_cv,
-            noise_seed=cell.seed,
-            slowdown=spec.slowdown,
-            slow_ranks=spec.slow_ranks,
-        )
         labels = {**cell.labels(), "policy": variant.scheduler.policy}
+        settings = spec.simulation(variant, cell, table)
         summary = simulate(table, requests, settings, bound_on_time=bound_on_time, labels=labels)
         summaries.append(summary.named(variant.name))
     return CellResult(cell, tuple(summaries))

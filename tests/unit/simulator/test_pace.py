@@ -1,11 +1,14 @@
 """The pace of a real run is what its segments took beside the table, rank by rank and second by second."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.unit.simulator.conftest import ENCODE_S, STEP_S, make_request
+from tests.unit.simulator.conftest import ENCODE_S, STEP_S, make_request, small_table
 from tetriserve_backend.domain import Placement, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.pace import Pace, TimedSegment
@@ -31,6 +34,23 @@ def test_a_kind_of_work_that_the_table_has_wrong_keeps_its_own_factor(table):
     pace = Pace([timed(denoise((0,)), 0.0, 1.5), timed(denoise((1,), side=512), 0.0, 1.0)], table)
     assert pace(denoise((0,)), 0.2) == pytest.approx(1.5)
     assert pace(denoise((1,), side=512), 0.2) == pytest.approx(1.0)
+
+
+def test_split_guidance_is_a_kind_of_work_of_its_own():
+    step_s = {"sp": 0.4, "split": 0.3}
+    document = small_table().to_dict()
+    shape = {"height": 256, "width": 256, "batch": 1}
+    document["step"] = [
+        {**shape, "sp": 1, "seconds": 0.6},
+        {**shape, "sp": 2, "seconds": step_s["sp"]},
+        {**shape, "sp": 1, "cfg": 2, "seconds": step_s["split"]},
+    ]
+    guided = LatencyTable.from_dict({**document, "guided": True}, origin="test")
+    split = replace(denoise((0, 1)), cfg_degree=2)
+    pace = Pace(
+        [TimedSegment(split, 0.0, 5 * step_s["split"]), TimedSegment(denoise((0, 1)), 9.0, 9 + 5 * 0.6)], guided
+    )
+    assert pace(split, 0.0) == pytest.approx(1.0) and pace(denoise((0, 1)), 9.0) == pytest.approx(1.5)
 
 
 def test_a_group_is_as_slow_as_its_slowest_rank_at_that_time(table):

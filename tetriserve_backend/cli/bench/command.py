@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Generator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,12 +57,16 @@ def bench(
         folder.claim(spec, fresh=fresh)
         table = _table(spec, folder, console)
         benchmark = _Benchmark(spec, spec.concrete(table), table, folder, console)
-        status = benchmark.run(processes)
+        try:
+            status = benchmark.run(processes)
+        except (TetriserveError, ServerFailureError, BrokenProcessPool):
+            benchmark.report()
+            raise
         benchmark.report()
     except (ConfigurationError, LatencyTableError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    except (TetriserveError, ServerFailureError, OSError) as error:
+    except (TetriserveError, ServerFailureError, BrokenProcessPool, OSError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_FAILED) from error
     except KeyboardInterrupt:

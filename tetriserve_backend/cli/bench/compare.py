@@ -2,13 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.simulator.summary import Summary
+
+_USUAL_PACE = 0.03
+"""By how much the pace of a run may differ from 1 before a note says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class LiveResult:
     Attributes:
         live: what happened.
         images_on_time: requests whose image file was there by the deadline.
+        errors: why clients got no image, request by request.
         by_table: predicted from the measured latency tables.
         at_pace: predicted from these and how fast the ranks were during the run.
         pace: seconds of work over what the table says.
@@ -29,6 +33,7 @@ class LiveResult:
     run: BenchRun
     live: Summary
     images_on_time: int
+    errors: tuple[str, ...]
     by_table: Prediction
     at_pace: Prediction
     pace: float
@@ -167,8 +172,17 @@ def _served_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
         "Idle between segments: time in which ranks do nothing between two segments of a request that stays on them,"
         " over the time of all segments; by plan: as much of it as the simulator has at the same pace, where nothing"
         " but the policy makes ranks wait.",
+        *(note for group in groups for result in group.results for note in _notes(result)),
     )
     return Sheet(f"live: {workload}", headings, tuple(rows), notes)
+
+
+def _notes(result: LiveResult) -> Iterator[str]:
+    """What one should know of a run before one believes it."""
+    if abs(result.pace - 1) > _USUAL_PACE:
+        yield f"{result.run.name}: its ranks were not as fast as when the table was measured, pace {result.pace:.2f}."
+    if result.errors:
+        yield f"{result.run.name}: {len(result.errors)} requests got no image, the first since: {result.errors[0]}"
 
 
 def _attainment_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:

@@ -24,7 +24,7 @@ def evaluate(
         runs: all are done.
         folder: where their files and the tables are.
         told: what the servers planned with.
-        engine: the servers' settings.
+        engine: the servers' settings, where their policy has none of its own.
     """
     by_policy: dict[str, list[ServedTrace]] = {}
     for run in runs:
@@ -63,6 +63,7 @@ def _evaluate_one(
         run,
         live,
         sum(answer.deadline_met for answer in served.answers.values()),
+        tuple(answer.error for answer in served.answers.values() if answer.error),
         by_table,
         at_pace,
         pace.overall,

@@ -90,7 +90,10 @@ class LiveBench:
         # JSON is YAML.
         (folder / f"{name}.yaml").write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self._tell(f"{variant.name}, starting the server")
-        server = LocalServer(folder / f"{name}.log", ["--config", str(folder / f"{name}.yaml")])
+        options = ["--config", str(folder / f"{name}.yaml")]
+        # The server itself gives up first, and says why.
+        give_up_s = settings.supervisor.ready_timeout_s + _SETTLE_S
+        server = LocalServer(folder / f"{name}.log", options, start_timeout_s=give_up_s)
         server.start()
         running.callback(_stop, server, variant.name)
         return _PolicyServer(server, timeline)

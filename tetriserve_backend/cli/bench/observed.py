@@ -50,7 +50,15 @@ def segments_of(events: Iterable[TraceEvent]) -> Iterator[TimedSegment]:
         args = event["args"]
         parts = tuple(SegmentPart(p["id"], p.get("first_step", 0), p.get("steps", 0)) for p in args["requests"])
         placement = Placement(tuple(args["gpus"]))
-        segment = Segment(args["segment"], SegmentKind(event["cat"]), parts, placement, args["height"], args["width"])
+        segment = Segment(
+            args["segment"],
+            SegmentKind(event["cat"]),
+            parts,
+            placement,
+            args["height"],
+            args["width"],
+            cfg_degree=args.get("cfg", 1),
+        )
         yield TimedSegment(segment, event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
 
 
@@ -79,24 +87,30 @@ def summarize(
 
     Args:
         events: as `cut_out` returns them.
-        trace: what was sent.
+        trace: what was sent. A request that the timeline does not know the end of was refused before it came to the
+            engine, or was lost with its server: it failed.
         answers: what came back, by request id.
         policy: the name in the summary.
         gpus: ranks of the server.
-        decision_ms: the server's own account of its decisions.
+        decision_ms: the server's own account of its last decisions, over all traces that it has served.
         labels: go into the summary as they are.
     """
     builder = SummaryBuilder(gpus)
     for timed in segments_of(events):
         builder.add_segment(timed.segment, timed.start_s, timed.end_s)
     asked = {request.request_id: request for request in as_served(trace, events)}
+    lost = {request.id: request for request in trace}
     for event in events:
         if event.get("ph") == "i" and event["name"] in _ENDS:
             request = asked[event["args"]["id"]]
+            del lost[request.request_id]
             answer = answers.get(request.request_id)
             forecast_s = answer.predicted_finish_s if answer is not None else None
             predicted_s = request.arrival_s + forecast_s if forecast_s is not None else None
             builder.add_outcome(Outcome(request, event["name"], event["ts"] / 1e6, predicted_s))
+    for missing in lost.values():
+        request = missing.to_request()
+        builder.add_outcome(Outcome(request, "fail", request.arrival_s))
     summary = builder.build(policy, QuantileSketch(), labels=dict(labels))
     return replace(summary, decision_ms=dict(decision_ms))
 

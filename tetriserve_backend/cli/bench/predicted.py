@@ -69,7 +69,7 @@ class Simulator:
     Attributes:
         told: the table that the servers planned with.
         measured: what work costs by all that was measured.
-        engine: the servers' settings.
+        engine: the servers' settings, where their policy has none of its own.
         gpus: their ranks.
         image_s: what image encoding cost live.
     """
@@ -106,9 +106,15 @@ class Simulator:
             for request in one.requests
         ]
         runs: list[list[list[TraceEvent]]] = [[] for _ in served]
+        variant = served[0].run.variant
         for draw in range(_DRAWS):
             settings = SimulationSettings(
-                self.gpus, served[0].run.variant.scheduler, self.engine, noise_cv=noise_cv, noise_seed=draw, pace=pace
+                self.gpus,
+                variant.scheduler,
+                variant.engine or self.engine,
+                noise_cv=noise_cv,
+                noise_seed=draw,
+                pace=pace,
             )
             timeline = TimelineRecorder()
             simulate(self.told, requests, settings, true_table=self.measured, timeline=timeline)

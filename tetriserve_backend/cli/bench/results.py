@@ -1,5 +1,6 @@
 """Where a benchmark keeps what it has done, so that it can be stopped at any time and go on later."""
 
+import hashlib
 import json
 import shutil
 import statistics
@@ -58,12 +59,19 @@ class ResultFolder:
             fresh: throw away what is there.
 
         Raises:
-            ConfigurationError: it holds results of another benchmark.
+            ConfigurationError: it holds results of another benchmark, or of a latency table that has changed since.
             OSError: it cannot be written.
         """
         note, wanted = self.path / "bench.json", json.loads(spec.model_dump_json(by_alias=True))
-        if note.exists() and not fresh and json.loads(note.read_text(encoding="utf-8")) != wanted:
-            raise ConfigurationError(f"{self.path}: holds results of other settings; use --fresh or another --out")
+        if spec.latency_table is not None:
+            wanted["latency_table_sha256"] = _digest(Path(spec.latency_table))
+        if note.exists() and not fresh:
+            held = json.loads(note.read_text(encoding="utf-8"))
+            other = ", ".join(name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name))
+            if other:
+                raise ConfigurationError(
+                    f"{self.path}: holds results of other settings ({other}); use --fresh or another --out"
+                )
         if fresh and note.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -124,6 +132,11 @@ class ResultFolder:
     def write_summary(self, run: BenchRun, summary: Summary) -> None:
         """Note that a run is done."""
         write_whole(self.summary(run), json.dumps(summary.to_dict(), indent=1) + "\n")
+
+
+def _digest(table: Path) -> str:
+    """Names what a latency table says; empty where there is none, which is refused when it is read."""
+    return hashlib.sha256(table.read_bytes()).hexdigest() if table.is_file() else ""
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.cli.sweep import cell_sheet, mean_sheet
 from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.latency_table import LatencyTable
-from tetriserve_backend.simulator.run import SimulationSettings, simulate
+from tetriserve_backend.simulator.run import simulate
 from tetriserve_backend.simulator.sweep import CellResult, SweepSpec, run_sweep, table_with_dispatch
 from tetriserve_backend.simulator.workload import generate
 
@@ -65,13 +65,7 @@ def write_timelines(grid: SweepSpec, table: LatencyTable, folder: ResultFolder, 
     if grid.dispatch_seconds is not None:
         table = table_with_dispatch(table, grid.dispatch_seconds)
     for run in runs:
-        settings = SimulationSettings(
-            grid.gpus or table.world_size,
-            run.variant.scheduler,
-            grid.engine,
-            noise_cv=grid.noise_cv,
-            noise_seed=run.workload.seed,
-        )
+        settings = grid.simulation(run.variant, run.workload, table)
         timeline = TimelineFile(folder.timeline(run))
         try:
             simulate(table, [r.to_request() for r in generate(run.workload)], settings, timeline=timeline)

@@ -18,6 +18,7 @@ from tetriserve_backend.triton_adapter.settings_sources import merge, parse_assi
 from tetriserve_profiling.settings import MAX_REPEATS, ProfileSettings
 
 _FROM_GRID = ("scheduler", "engine", "timeline", "latency_table")
+_SIMULATED_ONLY = ("slowdown", "slow_ranks", "dispatch_seconds")
 
 
 class Where(str, Enum):
@@ -55,6 +56,7 @@ class BenchSpec(BaseModel):
             run, on the ranks that will serve (LIVE only).
         measure_again: measure a table after each trace too, while no policy serves; predictions use the mean of all.
             Needs `take_turns`.
+        measure_batches: batch sizes of a measured table; servers form no others, so 1 alone serves every image alone.
         measure_repeats: samples of each entry of a table.
         measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
         hold_pace: the ranks take so many times as long for everything as in their fastest moment, which is measured
@@ -78,6 +80,7 @@ class BenchSpec(BaseModel):
     trace_s: float | None = Field(default=None, gt=0)
     latency_table: str | None = None
     measure_again: bool = False
+    measure_batches: tuple[int, ...] = (1,)
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
     hold_pace: float | None = Field(default=None, ge=1)
@@ -93,12 +96,17 @@ class BenchSpec(BaseModel):
         twice = [name for name in _FROM_GRID if name in server.model_fields_set]
         if twice:
             raise ValueError(f"{', '.join(twice)}: not settings of a benchmark's server; see grid and latency_table")
+        if server.models:
+            raise ValueError("models: a benchmark serves one model; say which in model")
         return server
 
     @model_validator(mode="after")
     def _complete(self) -> "BenchSpec":
         if self.where is Where.SIMULATOR and self.latency_table is None:
             raise ValueError("latency_table: the simulator needs one")
+        unreal = sorted(self.grid.model_fields_set.intersection(_SIMULATED_ONLY))
+        if self.where is Where.LIVE and unreal:
+            raise ValueError(f"grid.{', grid.'.join(unreal)}: only the simulator can change what work costs")
         if self.measure_again and not self.take_turns:
             raise ValueError("measure_again: needs take_turns, or there is no time between traces")
         if self.measure_again and self.latency_table is not None:
@@ -113,6 +121,10 @@ class BenchSpec(BaseModel):
             raise ValueError("load: sets one rate, so there can be one mix only")
         if self.trace_s is not None and self.load is None and len(self.grid.rates_per_minute) > 1:
             raise ValueError("trace_s: sets one number of requests, so there can be one rate only")
+        try:
+            _ = self.profile
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(item) for item in error.errors())) from error
         return self
 
     @property
@@ -124,7 +136,12 @@ class BenchSpec(BaseModel):
     @property
     def profile(self) -> ProfileSettings:
         """What the measured table is made of."""
-        return ProfileSettings(resolutions=self.shapes, repeats=self.measure_repeats, rounds=self.measure_rounds)
+        return ProfileSettings(
+            resolutions=self.shapes,
+            batches=self.measure_batches,
+            repeats=self.measure_repeats,
+            rounds=self.measure_rounds,
+        )
 
     def paced_server(self, pace_table: Path) -> ServerSettings:
         """The server's settings with the pace that its ranks keep to, if they do."""
@@ -137,7 +154,7 @@ class BenchSpec(BaseModel):
         """What the server of one policy is told."""
         changes = {
             "scheduler": variant.scheduler,
-            "engine": self.grid.engine,
+            "engine": variant.engine or self.grid.engine,
             "latency_table": str(table.absolute()),
             "timeline": str(timeline.absolute()),
         }

@@ -19,12 +19,14 @@ def summary(policy, requests, on_time, mean_s):
     )
 
 
-def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=()):
+def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=(), errors=(), pace=1.0):
     """Of ten requests; the second draw of the prediction has one fewer on time, and is slower."""
     run = BenchRun(cell, WorkloadSpec(seed=cell), Variant(name=policy, scheduler=SchedulerSettings(policy=policy)))
     draws = summary(policy, 10, at_pace, 1.1 * mean_s), summary(policy, 10, at_pace - 1, 1.3 * mean_s)
     at_pace, by_table = Prediction(draws, at_pace - 1, []), Prediction(draws[1:], at_pace - 1, [])
-    return LiveResult(run, summary(policy, 10, live, mean_s), live - 1, by_table, at_pace, 1.2, 0.005, 0.001, problems)
+    return LiveResult(
+        run, summary(policy, 10, live, mean_s), live - 1, errors, by_table, at_pace, pace, 0.005, 0.001, problems
+    )
 
 
 def column(sheet, heading):
@@ -84,3 +86,15 @@ def test_a_table_is_the_same_in_every_format(sheets):
     assert "| tetris | 85.0% |" in sheet.to_markdown() and sheet.notes[0] in sheet.to_markdown()
     assert "<td>85.0%</td>" in sheet.to_html() and sheet.to_html().count("<tr>") == 3
     assert [column.header for column in sheet.to_rich().columns] == list(sheet.headings)
+
+
+def test_runs_at_another_pace_and_requests_without_an_image_are_told():
+    (served, *_) = live_sheets(
+        [
+            result("tetris", 0, live=9, at_pace=9, pace=1.02),
+            result("tetris", 1, live=9, at_pace=9, pace=1.4, errors=("no rank left", "gone")),
+        ]
+    )
+    assert not any("c000" in note for note in served.notes)
+    slow, failed = (note for note in served.notes if note.startswith("c001.tetris"))
+    assert "pace 1.40" in slow and "2 requests" in failed and "no rank left" in failed

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.simulator.conftest import small_table
+from tetriserve_backend.cli.bench import predicted
 from tetriserve_backend.cli.bench.observed import (
     cut_out,
     read_events,
@@ -14,8 +15,9 @@ from tetriserve_backend.cli.bench.predicted import ServedTrace, Simulator, image
 from tetriserve_backend.cli.bench.replay import Answer
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.timeline_check import find_problems, find_trace_problems
+from tetriserve_backend.domain import Placement, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.config import EngineSettings
-from tetriserve_backend.engine.timeline import TimelineRecorder
+from tetriserve_backend.engine.timeline import TimelineRecorder, segment_events
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.simulator.pace import Pace
 from tetriserve_backend.simulator.run import SimulationSettings, simulate
@@ -84,6 +86,20 @@ def test_a_request_that_never_ended_is_a_problem_of_the_timeline(served):
     assert find_problems(own, 4) == ["r3: ended 0 times"]
 
 
+def test_a_request_without_an_end_on_the_timeline_failed(served):
+    """It was refused before the engine, or lost with its server; it was submitted all the same."""
+    own = cut_out(served[0], TRACE, "c000-")
+    cut = [e for e in own if e["args"].get("id") != "r0" and not (e["name"] == "finish" and e["args"]["id"] == "r3")]
+    found = summarize(cut, TRACE, {}, policy="tetris", gpus=4, decision_ms={}, labels={})
+    assert found.requests == len(TRACE) and found.outcomes == {"fail": 2, "finish": len(TRACE) - 2}
+
+
+def test_the_split_of_guidance_is_read_back():
+    segment = Segment(3, SegmentKind.DENOISE, (SegmentPart("r0", 0, 2),), Placement((0, 1)), 512, 512, cfg_degree=2)
+    (timed,) = segments_of(segment_events(segment, 1.0, 2.0))
+    assert timed.segment == segment
+
+
 def test_every_segment_comes_once_whatever_its_degree(served):
     own = cut_out(served[0], TRACE, "c000-")
     segments = list(segments_of(own))
@@ -113,15 +129,27 @@ def test_the_cost_of_an_image_file_is_what_comes_behind_the_pixels(served):
     assert found == pytest.approx({(256, 256): 0.01, (512, 512): 0.04}, abs=1e-5)
 
 
+def test_a_policy_with_an_engine_of_its_own_is_predicted_with_it(served, monkeypatch):
+    used = []
+    monkeypatch.setattr(predicted, "simulate", lambda told, requests, settings, **_: used.append(settings.engine))
+    own, shared = EngineSettings(lead_s=0.5), EngineSettings()
+    for engine, expected in ((own, own), (None, shared)):
+        variant = Variant(name="tetris", scheduler=SchedulerSettings(policy="tetris"), engine=engine)
+        one = ServedTrace(BenchRun(0, WorkloadSpec(), variant), TRACE, cut_out(served[0], TRACE, "c000-"), {})
+        used.clear()
+        Simulator(small_table(), small_table(), shared, 4, {}).by_table([one])
+        assert set(used) == {expected}
+
+
 def test_the_traces_of_a_server_are_predicted_one_by_one_from_what_came_to_it(served):
     table = small_table(dispatch_s=0.001)
     simulator = Simulator(table, table, EngineSettings(), 4, {(512, 512): 10.0})
     traces = [ServedTrace(a_run(cell), TRACE, cut_out(served[0], TRACE, f"c{cell:03d}-"), {}) for cell in (0, 1)]
     paces = [Pace(segments_of(one.events), table) for one in traces]
     by_table, at_pace = simulator.by_table(traces), simulator.at_pace(traces, paces)
-    for predicted in (*by_table, *at_pace):
-        assert {draw.requests for draw in predicted.draws} == {len(TRACE)}
-        assert predicted.draws[0].latency_s["mean"] == pytest.approx(served[1].latency_s["mean"], rel=0.05)
-        assert predicted.images_on_time == 3, "an image file of 512x512 takes longer than its deadline allows"
+    for prediction in (*by_table, *at_pace):
+        assert {draw.requests for draw in prediction.draws} == {len(TRACE)}
+        assert prediction.draws[0].latency_s["mean"] == pytest.approx(served[1].latency_s["mean"], rel=0.05)
+        assert prediction.images_on_time == 3, "an image file of 512x512 takes longer than its deadline allows"
     arrivals_s = [event["ts"] / 1e6 for event in at_pace[1].events if event["name"] == "arrive"]
     assert arrivals_s == pytest.approx([request.arrival_s + LATE_S * (request.arrival_s > 0) for request in TRACE])

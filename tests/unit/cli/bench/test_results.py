@@ -37,10 +37,21 @@ def test_other_settings_are_refused_unless_begun_afresh(tmp_path):
     spec, other = read_spec(write(tmp_path), []), read_spec(write(tmp_path), ["grid.seeds=[9]"])
     folder.claim(spec, fresh=False)
     folder.write_summary(next(runs_of(spec.grid)), some_summary("tetris"))
-    with pytest.raises(ConfigurationError, match="other settings"):
+    with pytest.raises(ConfigurationError, match=r"other settings \(grid\)"):
         folder.claim(other, fresh=False)
     folder.claim(other, fresh=True)
     assert not folder.is_done(next(runs_of(other.grid)))
+
+
+def test_a_table_that_has_changed_since_is_another_setting(tmp_path):
+    (tmp_path / "t.latency.json").write_text("one")
+    spec = read_spec(write(tmp_path, where="simulator", latency_table="t.latency.json"), [])
+    folder = ResultFolder(tmp_path / "out")
+    folder.claim(spec, fresh=False)
+    folder.claim(spec, fresh=False)
+    (tmp_path / "t.latency.json").write_text("two")
+    with pytest.raises(ConfigurationError, match="latency_table_sha256"):
+        folder.claim(spec, fresh=False)
 
 
 def test_what_work_cost_is_the_mean_of_all_tables(tmp_path):

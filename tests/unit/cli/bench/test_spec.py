@@ -57,6 +57,13 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ),
         ({"hold_pace": 0.9}, "hold_pace: .*greater than or equal to 1"),
         ({"hold_pace": 1.5, "server": {"model": {"device": "cuda"}}}, "hold_pace: only on CPU"),
+        ({"grid": {**GRID, "slowdown": 1.5}}, "grid.slowdown: only the simulator"),
+        ({"grid": {**GRID, "policies": ["tetris", {"name": "tetris", "scheduler": {}}]}}, "two are named 'tetris'"),
+        ({"grid": {**GRID, "policies": ["fixed_sp1"]}}, "fixed_sp1: .*allowed: tetris"),
+        ({"grid": {**GRID, "mixes": ["unform"]}}, "mix: .*'unform'"),
+        ({"grid": {**GRID, "rates_per_minute": [0]}}, "rate_per_minute: .*got 0"),
+        ({"measure_batches": [2]}, "batches: .*1"),
+        ({"server": {"models": [{"name": "a", "model": {"path": "demo-flux"}}]}}, "models: a benchmark serves one"),
         ({"server": {"model": {"pace_table": "a.json"}}}, "pace_table: not a setting of a benchmark's server"),
     ],
 )
@@ -90,6 +97,11 @@ def test_each_server_gets_its_policy_and_the_table_of_the_benchmark(tmp_path):
     assert settings.scheduler.policy == "fixed-sp1" and settings.engine.lead_s == 0.1
     assert settings.executor.world_size == 3 and settings.latency_table == str(tmp_path / "t.json")
     assert settings.model.pace_table is None
+
+
+def test_the_measured_table_has_the_batches_that_servers_may_form(tmp_path):
+    assert read_spec(write(tmp_path), []).profile.batches == (1,)
+    assert read_spec(write(tmp_path, measure_batches=[1, 2]), []).profile.batches == (1, 2)
 
 
 def test_ranks_that_hold_a_pace_are_told_its_table(tmp_path):
