@@ -93,4 +93,6 @@ lock:  ## make requirements.lock anew (needs uv on PATH)
 	@{ head -n 2 requirements.lock; cat .lock.tmp; } > .lock.new && mv .lock.new requirements.lock && rm .lock.tmp
 
 clean:  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output load-output perf-output soak-output batching-output
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build \
+		demo-output load-output perf-output soak-output batching-output bench-output sweep-output report
+	find clients profiling tests tetriserve_backend model_repository -name __pycache__ -prune -exec rm -rf {} +

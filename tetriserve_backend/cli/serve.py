@@ -15,6 +15,7 @@ from tetriserve_backend.cli.launcher.preflight import check_before_start
 from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
 from tetriserve_backend.cli.options import absolute_folder, read_settings
+from tetriserve_backend.cli.settings_list import describe_settings
 from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
 
@@ -28,6 +29,12 @@ class ModelControl(str, Enum):
 
 _MAX_PORT = 65535
 _DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT, _DEFAULT_METRICS_PORT = 8000, 8001, 8002
+
+
+def _show_settings(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(describe_settings())
+        raise typer.Exit
 
 
 def serve(
@@ -61,6 +68,15 @@ def serve(
     ] = None,
     log_file: Annotated[Path | None, typer.Option(help="Where tritonserver's log goes; default: here.")] = None,
     state_file: Annotated[Path | None, typer.Option(help="Keep a JSON file with addresses and state.")] = None,
+    show_settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            is_eager=True,
+            callback=_show_settings,
+            help="List every setting with its default and meaning, and end.",
+        ),
+    ] = False,
 ) -> None:
     """Serve images by Triton until SIGTERM or Ctrl-C.
 

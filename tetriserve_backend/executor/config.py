@@ -23,8 +23,8 @@ class ModelSettings(BaseModel):
         vae_tiling_above: images of more pixels are decoded in overlapping tiles, which need less memory and
             differ a little where they meet; None never does.
         compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start.
-        pace_table: a latency table of which every encode, step and decode takes the time, if it would be done sooner
-            (CPU only): as GPUs with locked clocks, for benchmarks on a machine whose speed wanders.
+        pace_table: for benchmarks on CPUs whose speed wanders: a latency table. An encode, step or decode that is done
+            sooner than it says waits until that time is over, as if by locked clocks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

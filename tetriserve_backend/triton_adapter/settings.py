@@ -106,10 +106,7 @@ class ServedModelSettings(BaseModel):
         name: by which requests choose it, and after `denoise_` Triton's model that stands for it; empty takes the
             last part of the path.
         model: see `ModelSettings`.
-        latency_table: path of its latency table; None takes an asset of the model repository, else the
-            cache, else one is measured at start.
-        quick_resolutions: `HEIGHTxWIDTH` of the shapes to measure when no table is there; they bound the
-            shapes that will be served. None leaves the choice to the profiler.
+        latency_table, quick_resolutions: as in `ServerSettings`, for this model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -138,7 +135,10 @@ class ServerSettings(BaseModel):
     Attributes:
         models: those that share the ranks, if there are several; what one of them does not say about itself is
             as `model` and `quick_resolutions` say. Empty serves `model` alone.
-        latency_table, quick_resolutions: see `ServedModelSettings`.
+        latency_table: path of the latency table of `model`; None takes an asset of the model repository, else the
+            cache, else one is measured at start.
+        quick_resolutions: `HEIGHTxWIDTH` of the shapes to measure when no table is there; they bound the
+            shapes that will be served. None leaves the choice to the profiler.
         timeline: path of the timeline to write; None writes none.
     """
 
