@@ -53,7 +53,7 @@ class LatencyTable:
         self._modes: dict[tuple[int, int, int, int], tuple[float, int]] = {}
         self._decode_curve = TokenCurve((image_tokens(e.height, e.width), e.seconds) for e in document.decode)
         self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
-        self._encode = {e.batch: e.seconds for e in document.encode}
+        self._encode_s = next(e.seconds for e in document.encode if e.batch == 1)
         self._moves = _moves(document)
         self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
         self._batches_cache: dict[tuple[int, int, int], tuple[int, ...]] = {}
@@ -186,7 +186,7 @@ class LatencyTable:
             LatencyTableError: as `step_s` and `decode_s`, or its guidance was not profiled with that split.
         """
         if work.kind is SegmentKind.ENCODE:
-            return self.encode_s(work.batch)
+            return self.encode_s()
         if work.kind is SegmentKind.DECODE:
             return self.decode_s(work.height, work.width)
         self.check_resolution(work.height, work.width)
@@ -258,16 +258,9 @@ class LatencyTable:
             key for key, curves in self._step_curves.items() if any(c.covers(tokens) for c in curves.values())
         )
 
-    def encode_s(self, batch: int = 1) -> float:
-        """Seconds of the text encoders for `batch` prompts on one rank.
-
-        Raises:
-            LatencyTableError: `batch` was not profiled.
-        """
-        if batch not in self._encode:
-            problem = f"no encode with batch = {batch}; profiled: {sorted(self._encode)}"
-            raise refusal(self._origin, "encode", problem, f"`tetriserve profile --batches 1,{batch}`")
-        return self._encode[batch]
+    def encode_s(self) -> float:
+        """Seconds of the text encoders on one rank: once for a segment, however many requests share its prompt."""
+        return self._encode_s
 
     def decode_s(self, height: int, width: int) -> float:
         """Seconds of the VAE for one image of this shape on one rank.
