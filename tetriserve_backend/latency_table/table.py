@@ -9,6 +9,7 @@ from typing import Any
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, SegmentKind, image_tokens
 from tetriserve_backend.latency_table.curve import TokenCurve
 from tetriserve_backend.latency_table.document import StepEntry, TableDocument, dump_document, parse_document, refusal
+from tetriserve_backend.latency_table.remedy import profile_command
 from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
 
 
@@ -105,7 +106,7 @@ class LatencyTable:
         if not any(entry.batch == 1 for entry in step):
             profiled = sorted({entry.sp for entry in self._document.step})
             problem = f"has the degrees {profiled}; expected one of {sorted(wanted)}"
-            raise refusal(self._origin, "step", problem, "profile at one of these: `tetriserve profile --degrees`")
+            raise refusal(self._origin, "step", problem, profile_command(self._document, self._origin, degrees=wanted))
         return LatencyTable(self._document.model_copy(update={"step": step}), self._origin)
 
     def corrected(self, factor_of: Callable[[Work], float], measured: Iterable[Work] = ()) -> "LatencyTable":
@@ -250,7 +251,9 @@ class LatencyTable:
     def _no_step(self, height: int, width: int, degree: int, batch: int) -> LatencyTableError:
         around = self._profiled_around(image_tokens(height, width))
         problem = f"no step of {height}x{width} with degree = {degree}, batch = {batch}"
-        fix = f"`tetriserve profile --resolutions {height}x{width} --degrees {degree} --batches 1,{batch}`"
+        fix = profile_command(
+            self._document, self._origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
+        )
         return refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
@@ -317,7 +320,7 @@ class LatencyTable:
         if not low <= tokens <= high:
             allowed = f"{low} to {high} (height times width from {low * side**2} to {high * side**2} pixels)"
             problem = f"{height}x{width} has {tokens} latent tokens; expected {allowed}"
-            fix = f"`tetriserve profile` with --resolutions that reach to {height}x{width}"
+            fix = profile_command(self._document, self._origin, resolutions=[(height, width)])
             raise refusal(self._origin, "step", problem, fix, f"latent tokens from {allowed}")
 
 
