@@ -178,3 +178,11 @@ def test_an_entry_that_stops_fitting_loses_its_samples():
     assert step_work(512, 512, 2, 1) in record.absent
     assert step_work(512, 512, 2, 1) not in record.counts()
     assert {decode_work(512, 512), encode_work()} <= record.counts().keys()
+
+
+def test_no_two_profiles_of_the_same_ranks_have_a_segment_of_the_same_number():
+    executor = FakeExecutor()
+    measure(executor)
+    measure(executor)
+    numbers = [command.segment.segment_id for command in executor.commands]
+    assert len(numbers) == len(set(numbers))
