@@ -131,7 +131,7 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
     work = list_work(settings, modes_of(executor))
     # Now rather than after the first measurements: the file may not be writable.
     partial.save(record)
-    had = sum(record.counts().values())
+    had = sum(record.counts().values()) + sum(record.move_counts().values())
     view.say(
         f"profiling {identity.model} on {identity.world_size} × {identity.device}, {len(work)} entries, into {target}"
         + (f"; {had} samples are there already" if had else "")
@@ -142,9 +142,8 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
         view.show(progress)
 
     profiler = Profiler(executor, settings, record, note)
-    await profiler.measure(work)
-    moves = await profiler.measure_moves(record.degrees(work))
-    table = LatencyTable.from_dict(record.document(identity, work, moves), str(target))
+    await profiler.measure(work, with_moves=True)
+    table = LatencyTable.from_dict(record.document(identity, work, record.move_costs()), str(target))
     table.save(target)
     partial.remove()
     view.say(f"wrote {target}; look at it with: tetriserve table check {target}")
