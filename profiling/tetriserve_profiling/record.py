@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tetriserve_backend.domain import SegmentKind
+from tetriserve_backend.domain import LatencyTableError, SegmentKind
 from tetriserve_backend.latency_table.work import Work
 from tetriserve_profiling.hand_over import LatentMove, Move, MoveCost, MoveSample
 from tetriserve_profiling.spread import Spread, spread
@@ -13,6 +13,7 @@ from tetriserve_profiling.stopwatch import Samples
 from tetriserve_profiling.work import KIND_NAMES, work_from_dict, work_to_dict
 
 _CV_DIGITS = 4
+_REASONS_TOLD = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,11 @@ class Record:
         Keys beyond the format: `settings` and `hand_over` of the whole; `absent`, the entries that cannot be had, with
         the reason; `mean_seconds`, beside the median; `gap_seconds` and `memory_bytes` of entries, as `Samples` has
         them.
+
+        Raises:
+            LatencyTableError: nothing could be served with it; tells why what is absent could not be had.
         """
+        self._check_usable()
         measured = [work for work in order if work in self._entries]
         document: dict[str, Any] = {
             "schema": "tetriserve.latency_table/1",
@@ -159,6 +164,19 @@ class Record:
         if moves:
             document["hand_over"] = [move.to_dict() for move in moves]
         return document
+
+    def _check_usable(self) -> None:
+        """That some resolution has a step of one image and a decode."""
+        single = [work for work in self._entries if work.batch == 1]
+        steps = {(work.height, work.width) for work in single if work.kind is SegmentKind.DENOISE}
+        if steps & {(work.height, work.width) for work in single if work.kind is SegmentKind.DECODE}:
+            return
+        reasons = [f"{work}: {reason}" for work, reason in self.absent.items() if work.batch == 1]
+        more = [f"and {len(reasons) - _REASONS_TOLD} more"] if len(reasons) > _REASONS_TOLD else []
+        raise LatencyTableError(
+            "no resolution has both a step of one image and a decode, so that nothing could be served: "
+            f"{'; '.join([*reasons[:_REASONS_TOLD], *more])}; fix: profile smaller resolutions, or on more memory"
+        )
 
     def _table_entry(self, work: Work) -> dict[str, Any]:
         entry = self._entries[work]

@@ -186,3 +186,15 @@ def test_no_two_profiles_of_the_same_ranks_have_a_segment_of_the_same_number():
     measure(executor)
     numbers = [command.segment.segment_id for command in executor.commands]
     assert len(numbers) == len(set(numbers))
+
+
+def test_where_nothing_fits_the_reasons_are_told():
+    def no_steps(command):
+        return OOM if command.segment.kind is SegmentKind.DENOISE else None
+
+    def no_decodes(command):
+        return OOM if command.segment.kind is SegmentKind.DECODE else None
+
+    for fault, where in ((no_steps, r"step 256x256 batch 1 sp 1"), (no_decodes, r"decode 256x256")):
+        with pytest.raises(LatencyTableError, match=rf"nothing could be served: {where}: out of memory: .* 20.00 GiB"):
+            asyncio.run(measure_table(FakeExecutor(fault=fault), [(256, 256), (512, 512)], Conditions()))
