@@ -13,6 +13,8 @@ from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished, Wor
 from tetriserve_backend.engine.executor_port import Executor, ExecutorEvent
 from tetriserve_backend.executor.model_facts import ModelFacts
 
+# Of all benches: a rank may still report a segment that failed when the next bench has the executor.
+_ids = itertools.count(1)
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 
 
@@ -73,7 +75,6 @@ class Bench:
     def __init__(self, executor: ProfiledExecutor, model: str = "") -> None:
         self.executor = executor
         self._model = model
-        self._ids = itertools.count(1)
         self._lost: set[int] = set()
         self._ready: set[int] = set()
         self._finished: dict[int, SegmentFinished] = {}
@@ -100,7 +101,7 @@ class Bench:
         """A segment of these requests, one batch of equal shape and progress."""
         parts = tuple(SegmentPart(request.request_id, first_step, num_steps) for request in requests)
         segment = Segment(
-            next(self._ids), kind, parts, Placement(ranks), requests[0].height, requests[0].width, self._model, cfg
+            next(_ids), kind, parts, Placement(ranks), requests[0].height, requests[0].width, self._model, cfg
         )
         return RunSegment(segment, tuple(requests), (hand_over,) * len(requests))
 

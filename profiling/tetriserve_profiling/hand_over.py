@@ -1,16 +1,15 @@
 """What it costs to move a latent between placements."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tetriserve_backend.domain import image_tokens
-from tetriserve_backend.engine.commands import HandOver, RunSegment, Source, SourceKind
+from tetriserve_backend.domain import SegmentKind, image_tokens
+from tetriserve_backend.engine.commands import Source, SourceKind
 from tetriserve_backend.latency_table.work import Work, step_work
-from tetriserve_profiling.bench import Bench
-from tetriserve_profiling.stopwatch import CREATE, RESIDENT, STAY, Stopwatch
+from tetriserve_profiling.stopwatch import RESIDENT
 
 _FROM_TOKENS = 1024
 _NUM_RESOLUTIONS = 2
@@ -33,6 +32,34 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentMove:
+    """A move of the latent of one shape."""
+
+    height: int
+    width: int
+    move: Move
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"hand-over {self.height}x{self.width} from {self.move.before} to {self.move.after}"
+
+    @property
+    def steps(self) -> tuple[Work, ...]:
+        """What one sample runs."""
+        before, after = (step_work(self.height, self.width, sp=len(r)) for r in (self.move.before, self.move.after))
+        return (before, *[after] * (4 if self.move.source.kind is SourceKind.HOST else 2))
+
+
+@dataclass(frozen=True, slots=True)
+class MoveSample:
+    """Seconds of one repeat: between the segments around a move, between two without one, of a step."""
+
+    moved_s: float
+    stayed_s: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class MoveCost:
     """What a move costs beyond going on where the latent is.
 
@@ -51,6 +78,19 @@ class MoveCost:
     seconds: float
     step_s: float
     samples: int
+
+    @classmethod
+    def of(cls, one: LatentMove, samples: Sequence[MoveSample]) -> "MoveCost":
+        """What at least one sample tells."""
+        return cls(
+            one.height,
+            one.width,
+            one.move,
+            between_s=statistics.median(sample.moved_s for sample in samples),
+            seconds=max(0.0, statistics.median(sample.moved_s - sample.stayed_s for sample in samples)),
+            step_s=statistics.median(sample.step_s for sample in samples),
+            samples=len(samples),
+        )
 
     @property
     def share(self) -> float:
@@ -88,66 +128,31 @@ def resolutions_to_move(resolutions: Sequence[tuple[int, int]]) -> list[tuple[in
     return [shape for shape in ordered if image_tokens(*shape) >= _FROM_TOKENS][:_NUM_RESOLUTIONS] or ordered[-1:]
 
 
-@dataclass(slots=True)
-class _Times:
-    """Seconds of each repeat: between the segments around a move, between two without one, of a step."""
+def moves_between(steps: Iterable[Work], world_size: int) -> list[LatentMove]:
+    """Of these steps, moves from one that runs to another that runs, smallest shape first."""
+    degrees: dict[tuple[int, int], set[int]] = {}
+    for step in steps:
+        if step.kind is SegmentKind.DENOISE and step.batch == step.cfg_degree == 1:
+            degrees.setdefault((step.height, step.width), set()).add(step.degree)
+    moves = {shape: list_moves(sorted(found), world_size) for shape, found in degrees.items()}
+    shapes = resolutions_to_move([shape for shape, found in moves.items() if found])
+    return [LatentMove(*shape, move) for shape in shapes for move in moves[shape]]
 
-    moved: list[float] = field(default_factory=list)
-    stayed: list[float] = field(default_factory=list)
-    step: list[float] = field(default_factory=list)
 
+def move_visits(moves: Sequence[LatentMove], repeats: int, have: Mapping[LatentMove, int]) -> list[LatentMove]:
+    """One for each sample that is lacking, all moves in turn.
 
-class MoveMeter:
-    """Measures moves, one repeat at a time."""
-
-    def __init__(self, stopwatch: Stopwatch, bench: Bench) -> None:
-        self._stopwatch, self._bench = stopwatch, bench
-        self._times: dict[tuple[int, int, Move], _Times] = {}
-
-    async def measure(self, height: int, width: int, move: Move) -> None:
-        """Take one sample: a step before the move, one after it, and one more on the same ranks.
-
-        They are sent at once, as the engine sends ahead. The conditioning is there already, as it is on all ranks
-        that a request has been to.
-
-        Raises:
-            SegmentsFailedError: a segment failed.
-        """
-        work = step_work(height, width)
-        await self._stopwatch.prepare(work)
-        times = self._times.get((height, width, move))
-        if times is None:
-            await self._bench.run([self._first_on(work, move.before), self._first_on(work, move.after)])
-            times = self._times[height, width, move] = _Times()
-        before, after, stayed = await self._bench.run(
-            [
-                self._stopwatch.steps(work, HandOver(RESIDENT, CREATE), 0, ranks=move.before),
-                self._stopwatch.steps(work, HandOver(RESIDENT, move.source), 1, ranks=move.after),
-                self._stopwatch.steps(work, STAY, 2, ranks=move.after),
-            ]
-        )
-        times.moved.append(after.start_s - before.end_s)
-        times.step.append(stayed.seconds)
-        if move.source.kind is SourceKind.HOST:
-            # A host copy cannot be sent ahead, so neither is what this is compared with.
-            (after,) = await self._bench.run([self._stopwatch.steps(work, STAY, 3, ranks=move.after)])
-            (stayed,) = await self._bench.run([self._stopwatch.steps(work, STAY, 4, ranks=move.after)])
-        times.stayed.append(stayed.start_s - after.end_s)
-
-    def costs(self) -> list[MoveCost]:
-        """What was measured so far."""
-        costs = []
-        for key, times in self._times.items():
-            between_s = statistics.median(times.moved)
-            more_s = (moved - stayed for moved, stayed in zip(times.moved, times.stayed, strict=True))
-            seconds = max(0.0, statistics.median(more_s))
-            costs.append(MoveCost(*key, between_s, seconds, statistics.median(times.step), len(times.moved)))
-        return costs
-
-    def _first_on(self, work: Work, ranks: tuple[int, ...]) -> RunSegment:
-        """Brings the conditioning there."""
-        source = Source(SourceKind.HOST, ranks[0])
-        return self._stopwatch.steps(work, HandOver(source, CREATE), 0, ranks=ranks)
+    Those of the smallest shape, which come first, twice in each turn: a move weighs the most there, and its few tenths
+    of a millisecond scatter as widely.
+    """
+    smallest = [one for one in moves if (one.height, one.width) == (moves[0].height, moves[0].width)]
+    visits, there = [], dict(have)
+    for one in [*smallest, *moves] * repeats:
+        if there.get(one, 0) > 0:
+            there[one] -= 1
+        else:
+            visits.append(one)
+    return visits
 
 
 def _first(count: int) -> tuple[int, ...]:

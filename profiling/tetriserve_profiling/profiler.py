@@ -1,13 +1,14 @@
 """Measures a whole latency table, visit by visit."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table.work import Work, encode_work
 from tetriserve_profiling.bench import Bench, ProfiledExecutor, SegmentsFailedError
-from tetriserve_profiling.hand_over import Move, MoveCost, MoveMeter, list_moves, resolutions_to_move
+from tetriserve_profiling.hand_over import LatentMove, MoveCost, move_visits, moves_between
+from tetriserve_profiling.move_meter import MoveMeter
 from tetriserve_profiling.record import Record
 from tetriserve_profiling.remaining import RemainingTime
 from tetriserve_profiling.schedule import Visit, visits
@@ -72,79 +73,104 @@ class Profiler:
         self._settings, self._record, self._on_progress = settings, record, on_progress
         self._bench = Bench(executor, model)
         self._stopwatch = Stopwatch(self._bench)
-        self._remaining = RemainingTime()
-        self._warm: set[Work] = set()
+        self._meter = MoveMeter(self._stopwatch, self._bench)
+        self._remaining = RemainingTime(self._step_s)
+        self._warm: set[Work | LatentMove] = set()
+        self._done = 0
         self._spent_s: dict[Work, float] = {}
 
-    async def measure(self, work: Sequence[Work]) -> None:
-        """Visit all entries until each has its samples, or is known to be impossible.
+    async def measure(self, work: Sequence[Work], *, with_moves: bool = False) -> None:
+        """Visit all entries until each has its samples, or is known to be impossible; then moves, if asked for.
 
         Raises:
             LatencyTableError: encoding failed, without which nothing can be measured.
             ServerError: the executor has given up.
         """
         to_come = [v for v in visits(work, self._settings, self._record.counts()) if v.work not in self._record.absent]
-        done = 0
         while to_come:
             visit = to_come.pop(0)
             start_s = time.monotonic()
             problem = self._known_problem(visit.work) or await self._visit(visit)
             self._note_time(visit.work, time.monotonic() - start_s)
-            done += 1
             if problem:
                 self._give_up(visit.work, problem)
             to_come = [v for v in to_come if not self._is_satisfied(v)]
-            self._on_progress(
-                Progress(
-                    done,
-                    done + len(to_come),
-                    self._remaining.estimate(v.work for v in to_come),
-                    str(visit.work),
-                    None if problem else self._record.spread(visit.work),
-                    all(v.work != visit.work for v in to_come),
-                    problem,
-                )
-            )
+            left = [v.work for v in to_come]
+            possible = [one for one in work if one not in self._record.absent]
+            self._tell(visit.work, left, self._move_visits(possible) if with_moves else [], problem)
+        if with_moves:
+            await self.measure_moves(work)
 
-    async def measure_moves(self, degrees: Sequence[int]) -> list[MoveCost]:
-        """Cost of moving a latent, between neighbouring degrees and to other ranks.
+    async def measure_moves(self, work: Sequence[Work]) -> list[MoveCost]:
+        """Cost of moving a latent, between those steps of `work` that the record has.
+
+        A move that fails is told and left out.
 
         Raises:
-            LatencyTableError: a segment failed.
             ServerError: the executor has given up.
         """
-        meter = MoveMeter(self._stopwatch, self._bench)
-        moves = list_moves(degrees, self._bench.executor.world_size)
-        shapes = resolutions_to_move(self._settings.resolutions)
-        # The smallest twice: a move weighs the most there, and its few tenths of a millisecond scatter as widely.
-        visited = [*shapes[:1], *shapes]
-        rounds = [(shape, move) for _ in range(self._settings.repeats) for shape in visited for move in moves]
-        start_s = time.monotonic()
-        for number, (shape, move) in enumerate(rounds, start=1):
-            await self._move(meter, shape, move)
-            remaining_s = (time.monotonic() - start_s) / number * (len(rounds) - number)
-            what = f"hand-over {shape[0]}x{shape[1]} from {move.before} to {move.after}"
-            self._on_progress(Progress(number, len(rounds), remaining_s, what))
-        return meter.costs()
+        counts = self._record.counts()
+        to_come = self._move_visits([one for one in work if one in counts])
+        while to_come:
+            one = to_come.pop(0)
+            start_s = time.monotonic()
+            problem = await self._move(one)
+            self._remaining.note_move(one, time.monotonic() - start_s)
+            if problem:
+                self._record.drop_move(one)
+                to_come = [other for other in to_come if other != one]
+            self._tell(one, [], to_come, problem)
+        return self._record.move_costs()
 
     def release(self) -> None:
         """Have the ranks drop what they hold of this profile."""
         self._stopwatch.release()
 
-    async def _move(self, meter: MoveMeter, shape: tuple[int, int], move: Move) -> None:
-        try:
-            await meter.measure(*shape, move)
-        except SegmentsFailedError as error:
-            raise LatencyTableError(
-                f"measuring the hand-over from {move.before} to {move.after} failed: {error}"
-            ) from error
+    def _tell(self, one: Work | LatentMove, work: Sequence[Work], moves: Sequence[LatentMove], problem: str) -> None:
+        """That `one` has been visited, and that these visits are to come."""
+        self._done += 1
+        left = (*work, *moves)
+        self._on_progress(
+            Progress(
+                self._done,
+                self._done + len(left),
+                self._remaining.estimate(work, moves),
+                str(one),
+                None if problem or isinstance(one, LatentMove) else self._record.spread(one),
+                one not in left,
+                problem,
+            )
+        )
+
+    def _move_visits(self, steps: Sequence[Work]) -> list[LatentMove]:
+        moves = moves_between(steps, self._bench.executor.world_size)
+        return move_visits(moves, self._settings.repeats, self._record.move_counts())
 
     async def _visit(self, visit: Visit) -> str:
         """Take samples; why there are none, if so."""
+
+        async def measure() -> None:
+            warmup = 1 if visit.work in self._warm else self._settings.warmup
+            samples = await self._stopwatch.measure(visit.work, warmup, lambda s: self._affordable(visit, s))
+            self._warm.add(visit.work)
+            self._record.add(visit.work, samples)
+
+        return await self._try(measure)
+
+    async def _move(self, one: LatentMove) -> str:
+        """Take a sample; why there is none, if so."""
+
+        async def measure() -> None:
+            self._record.add_move(one, await self._meter.measure(one, is_warm=one in self._warm))
+            self._warm.add(one)
+
+        return await self._try(measure)
+
+    async def _try(self, measure: Callable[[], Awaitable[None]]) -> str:
+        """Do it, again where ranks were lost; why it cannot be done, if so."""
         for attempt in range(_TRIES):
             try:
-                warmup = 1 if visit.work in self._warm else self._settings.warmup
-                samples = await self._stopwatch.measure(visit.work, warmup, lambda s: self._affordable(visit, s))
+                await measure()
             except SegmentsFailedError as error:
                 self._stopwatch.forget()
                 # A new process starts cold.
@@ -153,10 +179,11 @@ class Profiler:
                 if error.out_of_memory or not error.retryable or attempt == _TRIES - 1:
                     return (f"{OUT_OF_MEMORY}: " if error.out_of_memory else "") + str(error)
             else:
-                self._warm.add(visit.work)
-                self._record.add(visit.work, samples)
                 break
         return ""
+
+    def _step_s(self, step: Work) -> float | None:
+        return self._record.spread(step).seconds if step in self._record.counts() else None
 
     def _affordable(self, visit: Visit, sample_s: float) -> int:
         settings, have = self._settings, self._record.counts().get(visit.work, 0)

@@ -1,18 +1,19 @@
 """What a profile has measured so far, and the latency table that follows from it."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tetriserve_backend.domain import SegmentKind
+from tetriserve_backend.domain import LatencyTableError, SegmentKind
 from tetriserve_backend.latency_table.work import Work
-from tetriserve_profiling.hand_over import MoveCost
+from tetriserve_profiling.hand_over import LatentMove, Move, MoveCost, MoveSample
 from tetriserve_profiling.spread import Spread, spread
 from tetriserve_profiling.stopwatch import Samples
 from tetriserve_profiling.work import KIND_NAMES, work_from_dict, work_to_dict
 
 _CV_DIGITS = 4
+_REASONS_TOLD = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Record:
 
     def __init__(self) -> None:
         self._entries: dict[Work, _Entry] = {}
+        self._moves: dict[LatentMove, list[MoveSample]] = {}
         self.absent: dict[Work, str] = {}
         """Why, by entry."""
 
@@ -68,14 +70,25 @@ class Record:
         self._entries.pop(work, None)
         self.absent[work] = reason
 
-    def degrees(self, work: Iterable[Work]) -> list[int]:
-        """Of these steps, degrees at which a single image could be had, ascending."""
-        steps = (one for one in work if one.kind is SegmentKind.DENOISE and one not in self.absent)
-        return sorted({step.degree for step in steps if step.batch == 1 and step.cfg_degree == 1})
+    def add_move(self, one: LatentMove, sample: MoveSample) -> None:
+        """Keep what a visit of a move gave."""
+        self._moves.setdefault(one, []).append(sample)
+
+    def drop_move(self, one: LatentMove) -> None:
+        """A move cannot be had; what was measured of it cannot be relied on."""
+        self._moves.pop(one, None)
 
     def counts(self) -> dict[Work, int]:
         """Samples of each entry."""
         return {work: len(entry.seconds) for work, entry in self._entries.items()}
+
+    def move_counts(self) -> dict[LatentMove, int]:
+        """Samples of each move."""
+        return {one: len(samples) for one, samples in self._moves.items()}
+
+    def move_costs(self) -> list[MoveCost]:
+        """What the moves cost."""
+        return [MoveCost.of(one, samples) for one, samples in self._moves.items()]
 
     def samples(self, work: Work) -> Sequence[float]:
         """Seconds of an entry that has some, one for each time that it was measured."""
@@ -90,6 +103,10 @@ class Record:
         return {
             "entries": [{**work_to_dict(work), **asdict(entry)} for work, entry in self._entries.items()],
             "absent": [{**work_to_dict(work), "reason": reason} for work, reason in self.absent.items()],
+            "moves": [
+                {**asdict(one), "samples": [asdict(sample) for sample in samples]}
+                for one, samples in self._moves.items()
+            ],
         }
 
     @classmethod
@@ -106,6 +123,11 @@ class Record:
         for item in raw["absent"]:
             reason = item.pop("reason")
             record.absent[work_from_dict(item)] = reason
+        # Files from before moves were kept have none.
+        for item in raw.get("moves", ()):
+            move = Move(tuple(item["move"]["before"]), tuple(item["move"]["after"]))
+            samples = [MoveSample(**sample) for sample in item["samples"]]
+            record._moves[LatentMove(item["height"], item["width"], move)] = samples
         return record
 
     def document(self, identity: Identity, order: Sequence[Work], moves: Sequence[MoveCost] = ()) -> dict[str, Any]:
@@ -114,7 +136,11 @@ class Record:
         Keys beyond the format: `settings` and `hand_over` of the whole; `absent`, the entries that cannot be had, with
         the reason; `mean_seconds`, beside the median; `gap_seconds` and `memory_bytes` of entries, as `Samples` has
         them.
+
+        Raises:
+            LatencyTableError: nothing could be served with it; tells why what is absent could not be had.
         """
+        self._check_usable()
         measured = [work for work in order if work in self._entries]
         document: dict[str, Any] = {
             "schema": "tetriserve.latency_table/1",
@@ -138,6 +164,19 @@ class Record:
         if moves:
             document["hand_over"] = [move.to_dict() for move in moves]
         return document
+
+    def _check_usable(self) -> None:
+        """That some resolution has a step of one image and a decode."""
+        single = [work for work in self._entries if work.batch == 1]
+        steps = {(work.height, work.width) for work in single if work.kind is SegmentKind.DENOISE}
+        if steps & {(work.height, work.width) for work in single if work.kind is SegmentKind.DECODE}:
+            return
+        reasons = [f"{work}: {reason}" for work, reason in self.absent.items() if work.batch == 1]
+        more = [f"and {len(reasons) - _REASONS_TOLD} more"] if len(reasons) > _REASONS_TOLD else []
+        raise LatencyTableError(
+            "no resolution has both a step of one image and a decode, so that nothing could be served: "
+            f"{'; '.join([*reasons[:_REASONS_TOLD], *more])}; fix: profile smaller resolutions, or on more memory"
+        )
 
     def _table_entry(self, work: Work) -> dict[str, Any]:
         entry = self._entries[work]

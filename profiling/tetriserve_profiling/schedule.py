@@ -42,7 +42,8 @@ def list_work(settings: ProfileSettings, modes: Modes) -> list[Work]:
     _check_degrees(settings, modes)
     shapes = sorted(set(settings.resolutions), key=lambda shape: (image_tokens(*shape), shape))
     batches = sorted(set(settings.batches))
-    work: list[Work] = [encode_work(batch) for batch in batches]
+    # The requests of an encode share their prompt, so that its batch is always one.
+    work: list[Work] = [encode_work()]
     for height, width in shapes:
         for mode in modes(image_tokens(height, width)):
             if settings.degrees is None or mode.ranks in settings.degrees:

@@ -24,7 +24,7 @@ class ProfileSettings(BaseModel):
 
     Attributes:
         resolutions: (height, width) in pixels.
-        batches: images that share a step, and prompts that share an encode. 1 must be among them.
+        batches: images that share a step. 1 must be among them.
         degrees: ranks that share a step, of those that the model can run at; None takes all of these.
         repeats: samples of each entry.
         warmup: times that each entry runs unmeasured before its first sample. Each later visit of an entry begins

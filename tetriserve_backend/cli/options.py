@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
+from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings, parse_resolution
 from tetriserve_backend.triton_adapter.settings_sources import (
     build_settings,
     merge,
@@ -34,6 +34,25 @@ def read_settings(config: Path | None, assignments: Sequence[str], options: Mapp
     settings = build_settings(merge(layers))
     path = absolute_folder(settings.model.path)
     return settings.model_copy(update={"model": settings.model.model_copy(update={"path": path})})
+
+
+def choose_model(settings: ServerSettings, name: str | None) -> ServedModelSettings:
+    """One of the served models.
+
+    Args:
+        settings: with at least one.
+        name: of it; None takes the only one.
+
+    Raises:
+        ConfigurationError: there are several and none is named, or none has that name; tells the names.
+    """
+    served = settings.served_models
+    chosen = [model for model in served if model.name == name] if name is not None else list(served)
+    if len(chosen) != 1:
+        problem = "there are several models" if name is None else f"{name} is none of the models"
+        raise ConfigurationError(f"--model: {problem}; allowed: {', '.join(model.name for model in served)}")
+    model = chosen[0].model
+    return chosen[0].model_copy(update={"model": model.model_copy(update={"path": absolute_folder(model.path)})})
 
 
 def absolute_folder(model: str) -> str:

@@ -1,8 +1,7 @@
 """`tetriserve profile`: measure a latency table on this machine's own ranks."""
 
 import asyncio
-import re
-import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -11,20 +10,21 @@ import typer
 from pydantic import ValidationError
 
 from tetriserve_backend.cli.launcher.repository import find_model_repository
-from tetriserve_backend.cli.options import parse_numbers, parse_resolutions, read_settings
+from tetriserve_backend.cli.options import choose_model, parse_numbers, parse_resolutions, read_settings
 from tetriserve_backend.cli.profile_progress import ProfileProgress
+from tetriserve_backend.cli.profile_target import refuse_folder, refuse_loss, table_name
+from tetriserve_backend.cli.stop_signals import stop_signals
 from tetriserve_backend.cli.table.show import make_console, print_table
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
-from tetriserve_backend.executor.config import ModelSettings
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import parse_document
-from tetriserve_backend.triton_adapter.settings import ServerSettings, parse_resolution
+from tetriserve_backend.triton_adapter.settings import ServedModelSettings, parse_resolution
 from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.partial_file import PartialFile
 from tetriserve_profiling.profiler import Profiler, Progress
-from tetriserve_profiling.record import Identity
 from tetriserve_profiling.schedule import list_work
 from tetriserve_profiling.settings import MAX_REPEATS, MAX_WARMUP, ProfileSettings, default_resolutions
 
@@ -32,7 +32,6 @@ _EXIT_FAILED: Final = 1
 _EXIT_WRONG_INPUT: Final = 2
 _EXIT_INTERRUPTED: Final = 130
 _TABLES: Final = Path("denoise") / "latency_tables"
-_UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 _NOT_ABOUT_TIME: Final = {"path", "local_files_only", "device", "dtype", "pace_table"}
 """Settings of a model that its times do not depend on, or that a table has keys of its own for."""
 
@@ -41,7 +40,8 @@ _NOT_ABOUT_TIME: Final = {"path", "local_files_only", "device", "dtype", "pace_t
 class _Job:
     """What was asked for. `out` and `resolutions` may be left to the machine."""
 
-    server: ServerSettings
+    served: ServedModelSettings
+    executor: ExecutorSettings
     resolutions: tuple[tuple[int, int], ...] | None
     batches: tuple[int, ...]
     degrees: tuple[int, ...] | None
@@ -49,11 +49,33 @@ class _Job:
     warmup: int
     out: Path | None
     resume: bool
+    force: bool
+
+    def settings(self, device: str) -> ProfileSettings:
+        """What to measure on `device` (`cpu` or `cuda`).
+
+        Raises:
+            ConfigurationError: something of it is wrong, on whatever device.
+        """
+        configured = tuple(parse_resolution(text) for text in self.served.quick_resolutions or ())
+        try:
+            return ProfileSettings(
+                resolutions=self.resolutions or configured or default_resolutions(device),
+                batches=self.batches,
+                degrees=self.degrees,
+                repeats=self.repeats,
+                warmup=self.warmup,
+            )
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(item["msg"] for item in error.errors(include_url=False))) from error
 
 
 def profile(
     *,
-    model: Annotated[str | None, typer.Option(help="An embedded model, a diffusers folder, or a hub id.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="An embedded model, a diffusers folder, or a hub id; with `models` in --config, one's name."),
+    ] = None,
     resolutions: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH, with commas between; default: by device.")
     ] = None,
@@ -74,6 +96,9 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Take up a profile that was interrupted, or start anew.")
     ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a table of something else, or one that has more.")
+    ] = False,
 ) -> None:
     """Measure seconds per step by resolution, batch and degree, encodes, decodes, dispatch and hand-over.
 
@@ -83,9 +108,11 @@ def profile(
     """
     with ProfileProgress() as view:
         try:
-            options: dict[str, object] = {"model.path": model, "executor.world_size": world_size}
+            refuse_folder(out)
+            served, settings = _read_settings(config, assignments or [], model, world_size)
             job = _Job(
-                read_settings(config, assignments or [], options),
+                served,
+                settings,
                 parse_resolutions("--resolutions", resolutions) if resolutions else None,
                 parse_numbers("--batches", batches),
                 parse_numbers("--degrees", degrees) if degrees else None,
@@ -93,7 +120,10 @@ def profile(
                 warmup,
                 out,
                 resume,
+                force,
             )
+            # The ranks take long to load, and what is wrong here is so on any device.
+            job.settings("cpu")
             table = asyncio.run(_profile(job, view))
         except (asyncio.CancelledError, KeyboardInterrupt):
             view.say("interrupted; the same command goes on from here")
@@ -108,10 +138,10 @@ def profile(
 async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    executor = ModelExecutor.alone(job.server.model, job.server.executor)
-    view.say(f"starting the ranks with {job.server.model.path}")
+    executor = ModelExecutor.alone(job.served.model, job.executor)
+    view.say(f"starting the ranks with {job.served.model.path}")
     await executor.start()
     try:
         return await _measure(job, executor, view)
@@ -120,18 +150,20 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
 
 
 async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) -> LatencyTable:
-    settings = _profile_settings(job, executor.device)
-    conditions = Conditions.of(job.server.model, job.server.executor, executor.device, executor.dtype)
-    identity = identity_of(executor, _what_times_depend_on(job.server.model, conditions, settings))
+    settings = job.settings(executor.device)
+    conditions = Conditions.of(job.served.model, job.executor, executor.device, executor.dtype)
+    identity = identity_of(executor, _what_times_depend_on(job.served.model, conditions, settings))
     target = job.out or find_model_repository() / _TABLES / table_name(identity, conditions)
+    work = list_work(settings, modes_of(executor))
+    if not job.force:
+        refuse_loss(target, identity, conditions, work)
     partial = PartialFile(target, identity)
     if not job.resume:
         partial.remove()
     record = partial.load()
-    work = list_work(settings, modes_of(executor))
     # Now rather than after the first measurements: the file may not be writable.
     partial.save(record)
-    had = sum(record.counts().values())
+    had = sum(record.counts().values()) + sum(record.move_counts().values())
     view.say(
         f"profiling {identity.model} on {identity.world_size} × {identity.device}, {len(work)} entries, into {target}"
         + (f"; {had} samples are there already" if had else "")
@@ -142,33 +174,28 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
         view.show(progress)
 
     profiler = Profiler(executor, settings, record, note)
-    await profiler.measure(work)
-    moves = await profiler.measure_moves(record.degrees(work))
-    table = LatencyTable.from_dict(record.document(identity, work, moves), str(target))
+    await profiler.measure(work, with_moves=True)
+    table = LatencyTable.from_dict(record.document(identity, work, record.move_costs()), str(target))
     table.save(target)
     partial.remove()
     view.say(f"wrote {target}; look at it with: tetriserve table check {target}")
     return table
 
 
-def table_name(identity: Identity, conditions: Conditions) -> str:
-    """The file of a table in the model repository: one for each model, machine, dtype, and way to compute."""
-    parts = [Path(identity.model).name, f"{identity.world_size}x{identity.device}", identity.dtype, *conditions.words]
-    return "-".join(_UNSAFE.sub("_", part).strip("_") for part in parts) + ".latency.json"
+def _read_settings(
+    config: Path | None, assignments: Sequence[str], model: str | None, world_size: int | None
+) -> tuple[ServedModelSettings, ExecutorSettings]:
+    """The model and the ranks; `model` is the name of one of the configured `models`, or a model where there are none.
 
-
-def _profile_settings(job: _Job, device: str) -> ProfileSettings:
-    configured = tuple(parse_resolution(text) for text in job.server.quick_resolutions or ())
-    try:
-        return ProfileSettings(
-            resolutions=job.resolutions or configured or default_resolutions(device),
-            batches=job.batches,
-            degrees=job.degrees,
-            repeats=job.repeats,
-            warmup=job.warmup,
-        )
-    except ValidationError as error:
-        raise ConfigurationError("; ".join(item["msg"] for item in error.errors(include_url=False))) from error
+    Raises:
+        ConfigurationError: a file, key or value is wrong, or it is not clear which model is meant.
+    """
+    options = {"executor.world_size": world_size}
+    settings = read_settings(config, assignments, options)
+    if settings.models:
+        return choose_model(settings, model), settings.executor
+    settings = read_settings(config, assignments, {**options, "model.path": model})
+    return choose_model(settings, None), settings.executor
 
 
 def _what_times_depend_on(model: ModelSettings, conditions: Conditions, settings: ProfileSettings) -> dict[str, Any]:

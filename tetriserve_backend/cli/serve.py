@@ -16,6 +16,7 @@ from tetriserve_backend.cli.launcher.state_file import StateFile
 from tetriserve_backend.cli.launcher.supervisor import ExitCode, Supervisor
 from tetriserve_backend.cli.options import absolute_folder, read_settings
 from tetriserve_backend.cli.settings_list import describe_settings
+from tetriserve_backend.cli.stop_signals import stop_signals
 from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
 
@@ -105,7 +106,7 @@ def serve(
     names = ", ".join(model.name for model in settings.served_models)
     say(f"starting {plan.installation.server} with {names}, policy {settings.scheduler.policy}")
     supervisor = Supervisor(plan, say, StateFile(state_file, plan.run, endpoints))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         signal.signal(number, lambda *_: supervisor.ask_to_stop())
     raise typer.Exit(supervisor.run())
 

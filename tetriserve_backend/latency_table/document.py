@@ -55,7 +55,10 @@ class StepEntry(_Entry):
 
 
 class EncodeEntry(_Entry):
-    """Seconds of the text encoders for `batch` prompts on one rank."""
+    """Seconds of the text encoders for `batch` prompts on one rank.
+
+    Only that of one prompt counts, and only that is written: the requests of an encode share their prompt.
+    """
 
     batch: _Count
     seconds: _Seconds

@@ -9,6 +9,7 @@ from typing import Any
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, SegmentKind, image_tokens
 from tetriserve_backend.latency_table.curve import TokenCurve
 from tetriserve_backend.latency_table.document import StepEntry, TableDocument, dump_document, parse_document, refusal
+from tetriserve_backend.latency_table.remedy import profile_command
 from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
 
 
@@ -53,7 +54,7 @@ class LatencyTable:
         self._modes: dict[tuple[int, int, int, int], tuple[float, int]] = {}
         self._decode_curve = TokenCurve((image_tokens(e.height, e.width), e.seconds) for e in document.decode)
         self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
-        self._encode = {e.batch: e.seconds for e in document.encode}
+        self._encode_s = next(e.seconds for e in document.encode if e.batch == 1)
         self._moves = _moves(document)
         self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
         self._batches_cache: dict[tuple[int, int, int], tuple[int, ...]] = {}
@@ -105,7 +106,7 @@ class LatencyTable:
         if not any(entry.batch == 1 for entry in step):
             profiled = sorted({entry.sp for entry in self._document.step})
             problem = f"has the degrees {profiled}; expected one of {sorted(wanted)}"
-            raise refusal(self._origin, "step", problem, "profile at one of these: `tetriserve profile --degrees`")
+            raise refusal(self._origin, "step", problem, profile_command(self._document, self._origin, degrees=wanted))
         return LatencyTable(self._document.model_copy(update={"step": step}), self._origin)
 
     def corrected(self, factor_of: Callable[[Work], float], measured: Iterable[Work] = ()) -> "LatencyTable":
@@ -186,7 +187,7 @@ class LatencyTable:
             LatencyTableError: as `step_s` and `decode_s`, or its guidance was not profiled with that split.
         """
         if work.kind is SegmentKind.ENCODE:
-            return self.encode_s(work.batch)
+            return self.encode_s()
         if work.kind is SegmentKind.DECODE:
             return self.decode_s(work.height, work.width)
         self.check_resolution(work.height, work.width)
@@ -250,7 +251,9 @@ class LatencyTable:
     def _no_step(self, height: int, width: int, degree: int, batch: int) -> LatencyTableError:
         around = self._profiled_around(image_tokens(height, width))
         problem = f"no step of {height}x{width} with degree = {degree}, batch = {batch}"
-        fix = f"`tetriserve profile --resolutions {height}x{width} --degrees {degree} --batches 1,{batch}`"
+        fix = profile_command(
+            self._document, self._origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
+        )
         return refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
@@ -258,16 +261,9 @@ class LatencyTable:
             key for key, curves in self._step_curves.items() if any(c.covers(tokens) for c in curves.values())
         )
 
-    def encode_s(self, batch: int = 1) -> float:
-        """Seconds of the text encoders for `batch` prompts on one rank.
-
-        Raises:
-            LatencyTableError: `batch` was not profiled.
-        """
-        if batch not in self._encode:
-            problem = f"no encode with batch = {batch}; profiled: {sorted(self._encode)}"
-            raise refusal(self._origin, "encode", problem, f"`tetriserve profile --batches 1,{batch}`")
-        return self._encode[batch]
+    def encode_s(self) -> float:
+        """Seconds of the text encoders on one rank: once for a segment, however many requests share its prompt."""
+        return self._encode_s
 
     def decode_s(self, height: int, width: int) -> float:
         """Seconds of the VAE for one image of this shape on one rank.
@@ -324,7 +320,7 @@ class LatencyTable:
         if not low <= tokens <= high:
             allowed = f"{low} to {high} (height times width from {low * side**2} to {high * side**2} pixels)"
             problem = f"{height}x{width} has {tokens} latent tokens; expected {allowed}"
-            fix = f"`tetriserve profile` with --resolutions that reach to {height}x{width}"
+            fix = profile_command(self._document, self._origin, resolutions=[(height, width)])
             raise refusal(self._origin, "step", problem, fix, f"latent tokens from {allowed}")
 
 

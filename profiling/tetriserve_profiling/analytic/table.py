@@ -50,7 +50,7 @@ def compute_table(pipeline: Pipeline, shape: TableShape) -> LatencyTable:
             "text_tokens": model.text_tokens,
             "guided": model.guided,
             "step": list(_steps(pipeline, shape)),
-            "encode": [{"batch": batch, "seconds": _rounded(pipeline.encode_s(batch))} for batch in shape.batches],
+            "encode": [{"batch": 1, "seconds": _rounded(pipeline.encode_s())}],
             "decode": [
                 {"height": height, "width": width, "seconds": _rounded(pipeline.decode_s(height, width))}
                 for height, width in shape.resolutions

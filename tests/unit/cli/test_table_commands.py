@@ -189,6 +189,30 @@ def test_diff_lists_the_worst_first_and_fails_where_entries_disagree(tmp_path):
     tetriserve("table", "diff", first, tmp_path / "absent.json", status=2)
 
 
+def test_diff_tells_which_settings_differ(tmp_path):
+    first = write(tmp_path / "a.latency.json", table(settings={"compile": False, "profile": {"sides": [[256, 256]]}}))
+    changes = {"compile": True, "profile": {"sides": [[512, 512]]}, "pin_ranks": False}
+    second = write(tmp_path / "b.latency.json", table(settings=changes, guided=True))
+    lines = tetriserve("table", "diff", first, second).output.splitlines()
+    assert lines[:4] == [
+        "guided: not told / True", "settings.compile: False / True",
+        "settings.profile.sides: [[256, 256]] / [[512, 512]]", "settings.pin_ranks: not told / False",
+    ]  # fmt: skip
+
+
+def test_show_tells_the_settings_and_what_is_absent(tmp_path):
+    absent = [
+        {"kind": "step", "height": 512, "width": 512, "batch": 4, "sp": 1, "cfg": 2, "reason": "out of memory: [no]"},
+        {"kind": "decode", "height": 1024, "width": 1024, "reason": "killed"},
+    ]
+    raw = table(settings={"compile": True, "profile": {"sides": [[256, 256]]}}, absent=absent)
+    output = tetriserve("table", "show", write(tmp_path / "a.latency.json", raw)).output
+    assert "compile True, profile.sides [[256, 256]]" in output
+    assert output.splitlines()[-2:] == [
+        "absent: step 512x512 batch 4 sp 1 × cfg 2: out of memory: [no]", "absent: decode 1024x1024: killed"
+    ]  # fmt: skip
+
+
 def test_tables_with_nothing_in_common_do_not_agree(tmp_path):
     first = write(tmp_path / "a.latency.json", table())
     raw = {**table(), "step": [{"height": 1024, "width": 1024, "batch": 1, "sp": 1, "seconds": 1.0}]}

@@ -55,6 +55,7 @@ def test_resolutions_batches_and_software_are_as_asked():
         (height, width, batch, sp) for height, width in ((512, 768), (1024, 1024)) for batch in (1, 3) for sp in (1, 2)
     }
     assert document["software"] == {"kernels": "compile"}
+    assert [entry["batch"] for entry in document["encode"]] == [1]
 
 
 def test_degrees_divide_the_text_of_flux():

@@ -160,11 +160,29 @@ def test_what_is_no_table_file_is_refused_with_a_way_out(tmp_path):
 def test_a_shape_that_the_table_lacks_is_refused_with_how_to_profile_it():
     table = LatencyTable.from_dict(RAW, "some.latency.json")
     for ask, fix in (
-        (lambda: table.step_s(256, 256, 2, batch=4), "--resolutions 256x256 --degrees 2 --batches 1,4"),
-        (lambda: table.check_resolution(512, 512), "--resolutions that reach to 512x512"),
-        (lambda: table.encode_s(3), "--batches 1,3"),
-        (lambda: table.restricted_to((4,)), "--degrees"),
+        (lambda: table.step_s(256, 256, 2, batch=4), "--resolutions 256x256 --degrees 1,2 --batches 1,4"),
+        (lambda: table.check_resolution(512, 512), "--resolutions 256x256,512x512 --degrees 1,2 --batches 1"),
     ):
-        with pytest.raises(LatencyTableError, match=r"latency table some\.latency\.json: (step|encode): ") as error:
+        with pytest.raises(LatencyTableError, match=r"latency table some\.latency\.json: step: ") as error:
             ask()
-        assert fix in str(error.value).partition("; fix: ")[2]
+        command = str(error.value).partition("; fix: ")[2]
+        assert command == f"`tetriserve profile --model m --world-size 2 {fix} -o some.latency.json`"
+
+
+def test_a_table_of_other_ranks_or_of_no_measurement_is_not_replaced_by_the_fix():
+    """It would be refused there, as the two are not of the same thing."""
+    published = LatencyTable.from_dict(RAW | {"source": "published", "model": "/models/my model"}, "a.latency.json")
+    for table, degree, model in (
+        (LatencyTable.from_dict(RAW, "a.latency.json"), 4, "m"),
+        (published, 3, "'/models/my model'"),
+    ):
+        with pytest.raises(LatencyTableError, match=r"step: has the degrees \[1, 2\]") as error:
+            table.restricted_to((degree,))
+        command = f"`tetriserve profile --model {model} --world-size {degree} --resolutions 256x256"
+        assert str(error.value).endswith(f"; fix: {command} --degrees 1,2,{degree} --batches 1`")
+
+
+def test_old_tables_with_encodes_of_several_prompts_still_load():
+    raw = RAW | {"encode": [{"batch": 2, "seconds": 0.05}, {"batch": 1, "seconds": 0.03}]}
+    table = LatencyTable.from_dict(raw, "old")
+    assert table.encode_s() == 0.03 and table.to_dict() == raw

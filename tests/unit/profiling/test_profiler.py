@@ -49,7 +49,8 @@ def test_a_profile_finds_the_seconds_that_the_ranks_take():
         height, batch, degree = shape_of(command)
         assert table.step_s(height, height, degree, batch) == pytest.approx(step_s(command))
     assert table.dispatch_s == pytest.approx(DISPATCH_S)
-    assert table.encode_s(2) == pytest.approx(0.06)
+    assert table.encode_s() == pytest.approx(0.03)
+    assert [entry["batch"] for entry in raw["encode"]] == [1], "requests that share an encode share their prompt"
     assert table.decode_s(512, 512) == pytest.approx(1e-6 * 512 * 512)
     assert all(entry["samples"] == 6 and entry["cv"] < 1e-6 for entry in raw["step"] + raw["encode"] + raw["decode"])
     assert all(entry["mean_seconds"] == pytest.approx(entry["seconds"]) for entry in raw["step"] + raw["decode"])
@@ -128,7 +129,7 @@ def test_an_interrupted_profile_goes_on_where_it_was():
     with pytest.raises(Interrupted):
         measure(FakeExecutor(), record=record, on_progress=interrupt)
     before = record.counts()
-    assert 0 < sum(before.values()) < 6 * 12
+    assert 0 < sum(before.values()) < 6 * 11
     resumed = Record.from_dict(record.to_dict())
     second = FakeExecutor()
     measure(second, record=resumed)
@@ -141,8 +142,8 @@ def test_an_interrupted_profile_goes_on_where_it_was():
 def test_progress_counts_to_the_end_and_tells_the_time_left():
     told = []
     measure(FakeExecutor(), on_progress=told.append)
-    assert [progress.done for progress in told] == list(range(1, 3 * 12 + 1))
-    assert all(progress.total == 36 for progress in told)
+    assert [progress.done for progress in told] == list(range(1, 3 * 11 + 1))
+    assert all(progress.total == 33 for progress in told)
     assert told[-1].remaining_s == 0.0 and told[-1].complete
     assert told[20].remaining_s is not None
     assert "ms (cv 0.0%, n 2)" in told[0].in_words()
@@ -176,4 +177,24 @@ def test_an_entry_that_stops_fitting_loses_its_samples():
     measure(FakeExecutor(fault=fault), record=record)
     assert step_work(512, 512, 2, 1) in record.absent
     assert step_work(512, 512, 2, 1) not in record.counts()
-    assert {decode_work(512, 512), encode_work(2)} <= record.counts().keys()
+    assert {decode_work(512, 512), encode_work()} <= record.counts().keys()
+
+
+def test_no_two_profiles_of_the_same_ranks_have_a_segment_of_the_same_number():
+    executor = FakeExecutor()
+    measure(executor)
+    measure(executor)
+    numbers = [command.segment.segment_id for command in executor.commands]
+    assert len(numbers) == len(set(numbers))
+
+
+def test_where_nothing_fits_the_reasons_are_told():
+    def no_steps(command):
+        return OOM if command.segment.kind is SegmentKind.DENOISE else None
+
+    def no_decodes(command):
+        return OOM if command.segment.kind is SegmentKind.DECODE else None
+
+    for fault, where in ((no_steps, r"step 256x256 batch 1 sp 1"), (no_decodes, r"decode 256x256")):
+        with pytest.raises(LatencyTableError, match=rf"nothing could be served: {where}: out of memory: .* 20.00 GiB"):
+            asyncio.run(measure_table(FakeExecutor(fault=fault), [(256, 256), (512, 512)], Conditions()))

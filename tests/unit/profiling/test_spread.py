@@ -5,6 +5,7 @@ import statistics
 import pytest
 
 from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
+from tetriserve_profiling.hand_over import LatentMove, Move
 from tetriserve_profiling.remaining import RemainingTime
 from tetriserve_profiling.spread import NOISE_FLOOR, spread, tolerance
 
@@ -46,3 +47,14 @@ def test_remaining_time_takes_the_last_visit_or_scales_by_tokens_per_rank():
     remaining.note(step_work(256, 256), 2.0)
     assert remaining.estimate([step_work(256, 256)]) == 2.0
     assert remaining.estimate([step_work(512, 512), step_work(512, 512, sp=2)]) == pytest.approx(8.0 + 4.0)
+
+
+def test_remaining_time_of_a_move_is_that_of_its_steps_until_it_was_visited():
+    known = {step_work(512, 512): 3.0, step_work(512, 512, sp=2): 2.0}
+    remaining = RemainingTime(known.get)
+    widened = LatentMove(512, 512, Move((0,), (0, 1)))
+    elsewhere = LatentMove(512, 512, Move((0,), (1,)))
+    assert remaining.estimate([], [widened, widened, elsewhere]) == 2 * (3.0 + 2 * 2.0) + 5 * 3.0
+    assert remaining.estimate([], [LatentMove(256, 256, Move((0,), (0, 1)))]) is None
+    remaining.note_move(widened, 9.0)
+    assert remaining.estimate([], [widened, widened]) == 18.0

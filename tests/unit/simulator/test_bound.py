@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.simulator.conftest import DECODE_S, ENCODE_S, STEP_S, make_request, small_table
 from tetriserve_backend.domain import Request
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.simulator.bound import BoundCache, BoundSettings, clairvoyant_bound
 from tetriserve_backend.simulator.bound.exact import exact_optimum
@@ -73,6 +74,14 @@ def test_batches_raise_the_bound_because_they_save_gpu_seconds():
     requests = [make_request(f"r{index}", slo_s=0.7, num_steps=5) for index in range(12)]
     alone = clairvoyant_bound(table, requests, GPUS, BoundSettings(batching=False)).on_time
     assert clairvoyant_bound(table, requests, GPUS).on_time > alone
+
+
+def test_an_encode_takes_what_one_prompt_takes_whatever_else_the_table_has():
+    raw = small_table(dispatch_s=0.001).to_dict()
+    raw["encode"].append({"batch": 4, "seconds": ENCODE_S / 2})
+    shape = fluid_shape(LatencyTable.from_dict(raw, "t"), 512, 512, GPUS, batching=True)
+    assert shape.encode_s == pytest.approx(ENCODE_S + 0.001)
+    assert shape.single_gpu_s == pytest.approx(ENCODE_S + DECODE_S + 0.002)
 
 
 def test_only_modes_that_a_mixture_cannot_replace_are_kept():

@@ -8,7 +8,7 @@ from typing import Any
 from tetriserve_backend.cli.bench.keeping_pace import behind_pace
 from tetriserve_backend.domain import ServerError
 from tetriserve_backend.executor.model_executor import ModelExecutor
-from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table import LatencyTable, Work
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
@@ -90,15 +90,15 @@ async def _measure(
         work, record = list_work(profile, modes_of(executor)), Record()
         profiler = Profiler(executor, profile, record, lambda progress: tell(progress.in_words()))
         await profiler.measure(work)
-        moves = await _measure_moves(executor, profile, record.degrees(work), tell) if with_moves else ()
+        moves = await _measure_moves(executor, profile, record, work, tell) if with_moves else ()
         return record, record.document(identity_of(executor, conditions.to_dict()), work, moves)
     finally:
         await executor.shutdown()
 
 
 async def _measure_moves(
-    executor: ModelExecutor, profile: ProfileSettings, degrees: Sequence[int], tell: Callable[[str], None]
+    executor: ModelExecutor, profile: ProfileSettings, record: Record, work: Sequence[Work], tell: Callable[[str], None]
 ) -> list[MoveCost]:
     few = profile.model_copy(update={"repeats": min(_MOVES, profile.repeats)})
-    profiler = Profiler(executor, few, Record(), lambda progress: tell(progress.in_words()))
-    return await profiler.measure_moves(degrees)
+    profiler = Profiler(executor, few, record, lambda progress: tell(progress.in_words()))
+    return await profiler.measure_moves(work)

@@ -1,14 +1,16 @@
 """Two latency tables entry by entry."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.cli.table.findings import Entry, label
+from tetriserve_backend.cli.table.flat_settings import flat_settings
 from tetriserve_backend.latency_table.document import TableDocument
 from tetriserve_profiling.spread import NOISE_FLOOR, tolerance
 
-_FACTS = ("model", "device", "world_size", "dtype", "text_tokens", "source", "software")
+_FACTS = ("model", "device", "world_size", "dtype", "text_tokens", "guided", "source", "software")
+_UNTOLD = "not told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Comparison:
     Attributes:
         pairs: what both have, what differs the most first.
         only_first, only_second: what one of them lacks.
-        facts: what else differs, such as the device, in words.
+        facts: what else differs, such as the device or a setting, in words.
     """
 
     pairs: tuple[Pair, ...]
@@ -79,12 +81,21 @@ def compare(first: TableDocument, second: TableDocument, floor: float = NOISE_FL
         tuple(sorted(pairs, key=lambda pair: -pair.distance)),
         tuple(name for name in ours if name not in theirs),
         tuple(name for name in theirs if name not in ours),
-        tuple(
-            f"{fact}: {getattr(first, fact)} / {getattr(second, fact)}"
-            for fact in _FACTS
-            if getattr(first, fact) != getattr(second, fact)
-        ),
+        tuple(_differences(_facts(first), _facts(second))),
     )
+
+
+def _facts(document: TableDocument) -> dict[str, object]:
+    told = {fact: getattr(document, fact) for fact in _FACTS}
+    facts = {fact: _UNTOLD if value is None else value for fact, value in told.items()}
+    return facts | {f"settings.{name}": value for name, value in flat_settings(document).items()}
+
+
+def _differences(first: Mapping[str, object], second: Mapping[str, object]) -> Iterator[str]:
+    for name in dict.fromkeys((*first, *second)):
+        ours, theirs = first.get(name, _UNTOLD), second.get(name, _UNTOLD)
+        if ours != theirs:
+            yield f"{name}: {ours} / {theirs}"
 
 
 def _entries(document: TableDocument) -> dict[str, Entry]:

@@ -34,7 +34,8 @@ def diff(
         comparison = compare(read_document(first), read_document(second), tolerance)
     console = make_console()
     for fact in comparison.facts:
-        console.print(fact)
+        # Lists are no markup.
+        console.print(fact, markup=False, soft_wrap=True)
     console.print(_table(comparison, top))
     for path, names in ((first, comparison.only_first), (second, comparison.only_second)):
         if names:

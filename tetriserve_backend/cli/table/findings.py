@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from tetriserve_backend.domain import image_tokens
-from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, StepEntry, TableDocument
+from tetriserve_backend.latency_table.document import AbsentEntry, DecodeEntry, EncodeEntry, StepEntry, TableDocument
 from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
 from tetriserve_profiling.spread import tolerance
 
@@ -54,6 +54,15 @@ def label(entry: Entry) -> str:
     if isinstance(entry, EncodeEntry):
         return str(encode_work(entry.batch))
     if isinstance(entry, DecodeEntry):
+        return str(decode_work(entry.height, entry.width))
+    return str(step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg))
+
+
+def absent_label(entry: AbsentEntry) -> str:
+    """What could not be had, in words."""
+    if entry.kind == "encode":
+        return str(encode_work(entry.batch))
+    if entry.kind == "decode":
         return str(decode_work(entry.height, entry.width))
     return str(step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg))
 

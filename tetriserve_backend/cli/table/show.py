@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE
+from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, absent_label
+from tetriserve_backend.cli.table.flat_settings import flat_settings
 from tetriserve_backend.cli.table.grid import Grid, grids_of
 from tetriserve_backend.latency_table.document import TableDocument
 
@@ -23,7 +24,9 @@ def show(
         Path | None, typer.Option(help="Also draw step time, speed-up and efficiency to this PNG.")
     ] = None,
 ) -> None:
-    """Print step times with their speed-ups, efficiencies and memory, encode and decode times, dispatch and hand-over.
+    """Print settings, step times with speed-ups, efficiencies and memory, encodes, decodes, dispatch and hand-over.
+
+    Entries that could not be had come last, with the reason.
 
     Exit status: 0 done; 2 a file that the server would refuse, or a picture that cannot be written.
     """
@@ -50,11 +53,16 @@ def print_table(document: TableDocument, console: Console) -> None:
         + (f", {document.text_tokens} text tokens" if document.text_tokens else "")
         + (f"\n{versions}" if versions else "")
     )
+    if settings := ", ".join(f"{name} {value}" for name, value in flat_settings(document).items()):
+        # Lists are no markup.
+        console.print(settings, markup=False, soft_wrap=True)
     for grid in grids_of(document):
         console.print(_steps(grid))
     console.print(_stages(document))
     for line in hand_over_lines(document):
         console.print(line)
+    for entry in document.absent:
+        console.print(f"absent: {absent_label(entry)}: {entry.reason}", markup=False, soft_wrap=True)
 
 
 def hand_over_lines(document: TableDocument) -> Iterator[str]:

@@ -59,15 +59,14 @@ def fluid_shape(table: LatencyTable, height: int, width: int, world_size: int, *
             if degree > world_size or not _has_step(table, height, width, degree, batch):
                 continue
             modes.append(FluidMode(degree / batch, 1 / table.step_s(height, width, degree, batch)))
-    encodes = sorted({entry["batch"] for entry in table.to_dict()["encode"]}) if batching else [1]
-    encode_share_s = min((table.encode_s(batch) + table.dispatch_s) / batch for batch in encodes)
+    encode_s = table.encode_s() + table.dispatch_s
     decode_s = table.decode_s(height, width) + table.dispatch_s
     return FluidShape(
         modes=_worth_mixing(modes),
-        encode_s=min(table.encode_s(batch) for batch in encodes) + table.dispatch_s,
+        encode_s=encode_s,
         decode_s=decode_s,
         lead_in_s=table.dispatch_s,
-        single_gpu_s=encode_share_s + decode_s,
+        single_gpu_s=encode_s + decode_s,
     )
 
 
