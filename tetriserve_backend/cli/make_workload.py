@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain.validation import what_is_wrong
 from tetriserve_backend.simulator.trace import write_trace
 from tetriserve_backend.simulator.workload import Arrivals, ImportFormat, WorkloadSpec, generate, import_requests
 
@@ -91,7 +92,7 @@ def _build(values: dict[str, Any]) -> WorkloadSpec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "workload"
-        raise ConfigurationError(f"{field}: {first['msg']}, got {first['input']!r:.80}") from error
+        raise ConfigurationError(f"{field}: {what_is_wrong(first)}, got {first['input']!r:.80}") from error
 
 
 def _read_mix(text: str | None) -> str | dict[str, Any] | None:

@@ -16,6 +16,7 @@ from tetriserve_backend.cli.profile_target import refuse_folder, refuse_loss, ta
 from tetriserve_backend.cli.stop_signals import stop_signals
 from tetriserve_backend.cli.table.show import make_console, print_table
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
+from tetriserve_backend.domain.validation import what_is_wrong
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
@@ -67,7 +68,9 @@ class _Job:
                 warmup=self.warmup,
             )
         except ValidationError as error:
-            raise ConfigurationError("; ".join(item["msg"] for item in error.errors(include_url=False))) from error
+            raise ConfigurationError(
+                "; ".join(what_is_wrong(item) for item in error.errors(include_url=False))
+            ) from error
 
 
 def profile(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError
+from tetriserve_backend.domain.validation import what_is_wrong
 
 SCHEMA = "tetriserve.latency_table/1"
 
@@ -177,7 +178,7 @@ def _explain(error: ValidationError, origin: str) -> LatencyTableError:
         fix = f"profile again with this version, which reads {SCHEMA}, or use the version that wrote the file"
     else:
         fix = f"replace it by {meaning}"
-    return refusal(origin, field, f"{first['msg']}, got {first['input']!r:.80}{more}", fix)
+    return refusal(origin, field, f"{what_is_wrong(first)}, got {first['input']!r:.80}{more}", fix)
 
 
 def _check_consistency(document: TableDocument, origin: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tetriserve_backend.domain import ConfigurationError, Request
+from tetriserve_backend.domain.validation import what_is_wrong
 
 
 class TraceError(ConfigurationError):
@@ -105,4 +106,4 @@ def _parse(line: str, where: str) -> TraceRequest:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "line"
         got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
-        raise TraceError(f"trace {where}: {field}: {first['msg']}{got}") from None
+        raise TraceError(f"trace {where}: {field}: {what_is_wrong(first)}{got}") from None

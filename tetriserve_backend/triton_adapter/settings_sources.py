@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain.validation import what_is_wrong
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings
 
 SettingsTree: TypeAlias = dict[str, Any]
@@ -141,7 +142,7 @@ def _explain(item: Any, kind: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         return f"{'.'.join(location)}: unknown setting; allowed: {', '.join(_allowed_keys(kind, location[:-1]))}"
     got = "" if isinstance(item["input"], Mapping) else f", got {item['input']!r}"
-    return f"{'.'.join(location)}: {item['msg']}{got}"
+    return f"{'.'.join(location)}: {what_is_wrong(item)}{got}"
 
 
 def _allowed_keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:

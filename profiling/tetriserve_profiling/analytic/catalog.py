@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain.validation import what_is_wrong
 
 _HERE = Path(__file__).parent
 
@@ -69,7 +70,7 @@ def check_description(values: object, of: type[_Described], origin: str) -> _Des
         elif first["type"] == "extra_forbidden":
             problem = f"unknown; allowed: {', '.join(sorted(_fields(of)))}" if len(first["loc"]) == 1 else "unknown"
         else:
-            problem = f"{first['msg']}, got {first['input']!r:.80}"
+            problem = f"{what_is_wrong(first)}, got {first['input']!r:.80}"
         raise ConfigurationError(f"{origin}: {field}: {problem}") from error
 
 

@@ -68,8 +68,9 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, values, named):
-    with pytest.raises(ConfigurationError, match=named):
+    with pytest.raises(ConfigurationError, match=named) as refused:
         read_spec(write(tmp_path, **values), [])
+    assert "Value error" not in str(refused.value)
 
 
 def test_deadlines_rate_and_length_follow_from_the_table(tmp_path, table):
