@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -89,14 +89,20 @@ def serve(
     names = ", ".join(model.name for model in settings.served_models)
     say(f"starting {plan.installation.server} with {names}, policy {settings.scheduler.policy}")
     supervisor = Supervisor(plan, say, StateFile(state_file, plan.run, endpoints))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: supervisor.ask_to_stop())
+    _on_stop_signals(supervisor.ask_to_stop)
     raise typer.Exit(supervisor.run())
 
 
 def say(text: str) -> None:
     """Tell the operator."""
     print(f"tetriserve: {text}", file=sys.stderr, flush=True)
+
+
+def _on_stop_signals(ask: Callable[[], None]) -> None:
+    """Call `ask` at each signal that means stop, but those that whoever started us wants ignored, as nohup does."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: ask())
 
 
 def _settings(config: Path | None, assignments: Sequence[str], options: dict[str, object]) -> ServerSettings:

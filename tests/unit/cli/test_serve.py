@@ -1,12 +1,14 @@
 """The command line of `tetriserve serve`, as far as it goes without starting a server."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tetriserve_backend.cli.app import app
-from tetriserve_backend.cli.serve import _settings
+from tetriserve_backend.cli.serve import _on_stop_signals, _settings
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,22 @@ def test_option_wins_over_set_over_file(tmp_path: Path) -> None:
     assert settings.scheduler.step_granularity == 2
     # The server runs in a folder of its own: paths must not depend on it.
     assert settings.timeline == str(Path("t.json").absolute())
+
+
+@pytest.fixture
+def restored_handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("restored_handlers")
+def test_signal_that_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    asked: list[int] = []
+    _on_stop_signals(lambda: asked.append(1))
+    signal.raise_signal(signal.SIGHUP)
+    assert asked == []
+    signal.raise_signal(signal.SIGTERM)
+    assert asked == [1]
