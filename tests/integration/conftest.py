@@ -140,7 +140,7 @@ def start_server(folder: Path, *options: str) -> Server:
         folder,
     )
     server.local.start()
-    server.wait_for_state("ready", 0, 10.0)
+    server.wait_for_state("ready", 0, START_TIMEOUT_S)
     return server
 
 

@@ -27,6 +27,7 @@ from tetriserve_backend.triton_adapter.model_io import (
     text_input,
     text_tensor,
 )
+from tetriserve_backend.triton_adapter.request_checks import max_text_bytes
 from tetriserve_backend.triton_adapter.runtime_dir import model_socket
 from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.serving import ServingThread
@@ -64,7 +65,7 @@ class TritonPythonModel:
             drain_timeout_s=settings.engine.drain_timeout_s,
             limits=settings.request,
         )
-        self._engine = serving.engine
+        self._engine, self._max_text_bytes = serving.engine, max_text_bytes(settings.request)
         self._metrics, self._figures = TritonMetrics(pb_utils), tuple[Metric, ...]()
         self._is_stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_clients, name="watch-clients", daemon=True)
@@ -85,9 +86,9 @@ class TritonPythonModel:
     def _begin(self, request: Any, sender: SafeSender) -> None:
         tensors = input_tensors(request)
         call = Call(
-            op=text_input(tensors, "op", "generate"),
-            request=text_input(tensors, "request"),
-            target=text_input(tensors, "target"),
+            op=text_input(tensors, "op", self._max_text_bytes, "generate"),
+            request=text_input(tensors, "request", self._max_text_bytes),
+            target=text_input(tensors, "target", self._max_text_bytes),
             sender=sender,
         )
         self._thread.post(partial(self._server.perform, call))

@@ -16,6 +16,8 @@ from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import from_parameters
 from tetriserve_backend.triton_adapter.stub import pb_utils
 
+_MAX_PARAMETERS_CHARS = 256 * 1024
+
 
 def read_parameters(args: Mapping[str, str]) -> dict[str, str]:
     """The `parameters` of the model's `config.pbtxt`, as `initialize` is given them."""
@@ -63,27 +65,31 @@ def request_parameters(request: Any) -> dict[str, Any]:
     """The request's parameters, by name; the id that `generate` was given is among them.
 
     Raises:
-        InvalidRequestError: a name or a value is not UTF-8.
+        InvalidRequestError: a name or a value is not UTF-8, or they are too long to be read.
     """
     try:
-        parameters = json.loads(request.parameters() or "{}")
+        text = request.parameters() or "{}"
     except UnicodeDecodeError as error:
         raise _not_utf8("parameters", error) from error
+    if len(text) > _MAX_PARAMETERS_CHARS:
+        problem = f"{len(text)} characters as JSON"
+        raise InvalidRequestError("parameters", problem, f"at most {_MAX_PARAMETERS_CHARS} characters")
+    parameters = json.loads(text)
     return parameters if isinstance(parameters, dict) else {}
 
 
-def text_input(tensors: Mapping[str, npt.NDArray[Any]], name: str, default: str = "") -> str:
+def text_input(tensors: Mapping[str, npt.NDArray[Any]], name: str, max_bytes: int, default: str = "") -> str:
     """The text in a STRING input of shape [1], or `default` where there is none.
 
     Raises:
-        InvalidRequestError: another shape, or not UTF-8.
+        InvalidRequestError: another shape, longer than `max_bytes`, or not UTF-8.
     """
     tensor = tensors.get(name)
     if tensor is None:
         return default
     if tensor.shape != (1,):
         raise InvalidRequestError(name, f"shape {list(tensor.shape)}", "shape [1]")
-    return decode_text(name, tensor[0])
+    return decode_text(name, tensor[0], max_bytes)
 
 
 def text_tensor(name: str, value: str | bytes) -> Any:

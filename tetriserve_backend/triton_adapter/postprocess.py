@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tetriserve_backend.domain import InvalidRequestError
 from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.triton_adapter.image_encoding import encode_image
 from tetriserve_backend.triton_adapter.model_io import begin_each, input_tensors, int_tensor, text_input, text_tensor
@@ -20,6 +21,10 @@ from tetriserve_backend.triton_adapter.safe_sender import SafeSender
 from tetriserve_backend.triton_adapter.stub import pb_utils
 
 _MAX_WORKERS = 8
+_MAX_METADATA_BYTES = 4 * 2**20
+"""The metadata of thousands of segments are smaller, and so is a status with dozens of latency tables."""
+_MAX_PREVIEW_BYTES = 256 * 256 * 3
+"""Those of `denoise` have at most 128 pixels a side."""
 
 
 class TritonPythonModel:
@@ -44,12 +49,15 @@ class TritonPythonModel:
 
     def _begin(self, request: Any, sender: SafeSender) -> None:
         tensors = input_tensors(request)
-        metadata = json.loads(text_input(tensors, "metadata"))
+        metadata = json.loads(text_input(tensors, "metadata", _MAX_METADATA_BYTES))
         if metadata.get("type") == IMAGE:
             self._workers.submit(_encode_and_answer, sender, tensors, metadata)
         else:
-            has_preview = tensors["pixels"].size > 0
-            image = _encode(tensors["pixels"], metadata, _take_rendering(metadata)) if has_preview else b""
+            pixels = tensors["pixels"]
+            if pixels.size > _MAX_PREVIEW_BYTES:
+                allowed = f"at most {_MAX_PREVIEW_BYTES} bytes"
+                raise InvalidRequestError("pixels", f"a preview of {pixels.size} bytes", allowed)
+            image = _encode(pixels, metadata, _take_rendering(metadata)) if pixels.size else b""
             sender.send_last(_response(image, tensors, metadata))
 
 

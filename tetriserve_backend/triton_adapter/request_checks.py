@@ -18,6 +18,8 @@ _MAX_MODEL_CHARS: Final = 256
 _MAX_TEXT_TOKENS: Final = 512
 _UNIT_ID: Final = re.compile(rf"{UNIT_MARK}\d+\Z")
 _SHOWN_CHARS: Final = 40
+_ESCAPED_CHAR_BYTES: Final = 12
+_OTHER_FIELDS_BYTES: Final = 16 * 1024
 
 Check = Callable[[str, object, RequestDefaults], Any]
 """Gives the value of a field as `RequestSpec` holds it, or raises `InvalidRequestError`."""
@@ -51,8 +53,19 @@ def checked_spec(values: Mapping[str, object], limits: RequestDefaults, now_s: f
     return spec
 
 
+def max_text_bytes(limits: RequestDefaults) -> int:
+    """The most bytes that any text of a client can need.
+
+    That is the specification of a request with two prompts of which JSON escapes every character, twice those beyond
+    16 bits. Longer ones are refused unread, because reading them would hold up all other requests.
+    """
+    return 2 * _ESCAPED_CHAR_BYTES * limits.max_prompt_chars + _OTHER_FIELDS_BYTES
+
+
 def load_spec(text: str, limits: RequestDefaults, now_s: float) -> RequestSpec:
     """A spec from the JSON that `dump_spec` makes, checked anew: any client can call `denoise` itself.
+
+    The caller sees to it that `text` has no more than `max_text_bytes`.
 
     Raises:
         InvalidRequestError: not the JSON of a valid spec; names the field.

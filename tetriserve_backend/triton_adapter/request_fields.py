@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tetriserve_backend.domain import InvalidRequestError
-from tetriserve_backend.triton_adapter.request_checks import checked_spec
+from tetriserve_backend.triton_adapter.request_checks import checked_spec, max_text_bytes
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
@@ -19,6 +19,8 @@ PROBE_PARAMETER: Final = "tetriserve_probe"
 _TRITON_PARAMETERS: Final = frozenset(
     {"id", "binary_data_output", "triton_enable_empty_final_response", "sequence_id", "sequence_start", "sequence_end"}
 )
+
+_SHOWN_CHARS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ def check_parameters(parameters: Iterable[str], ignored: Iterable[str]) -> None:
     """
     unknown = sorted(set(parameters) - _TRITON_PARAMETERS - set(ignored))
     if unknown:
-        raise InvalidRequestError(unknown[0], "unknown parameter", f"the inputs {', '.join(FIELD_KINDS)}")
+        raise InvalidRequestError(
+            unknown[0][:_SHOWN_CHARS], "unknown parameter", f"the inputs {', '.join(FIELD_KINDS)}"
+        )
 
 
 def build_spec(
@@ -77,7 +81,8 @@ def build_spec(
     Raises:
         InvalidRequestError: the first field that is wrong, its value and what is allowed.
     """
-    given = {name: _scalar(name, tensor) for name, tensor in tensors.items()}
+    max_bytes = max_text_bytes(defaults)
+    given = {name: _scalar(name, tensor, max_bytes) for name, tensor in tensors.items()}
     if "prompt" not in given:
         raise InvalidRequestError("prompt", "missing", "a text that is not empty")
     values: dict[str, object] = {
@@ -103,12 +108,14 @@ def build_spec(
     return checked_spec(values, defaults, arrival_s)
 
 
-def decode_text(name: str, value: bytes | str) -> str:
+def decode_text(name: str, value: bytes | str, max_bytes: int) -> str:
     """Text from what Triton holds of a STRING.
 
     Raises:
-        InvalidRequestError: not UTF-8.
+        InvalidRequestError: longer than `max_bytes`, or not UTF-8.
     """
+    if len(value) > max_bytes:
+        raise InvalidRequestError(name, f"{len(value)} bytes", f"at most {max_bytes} bytes")
     if isinstance(value, str):
         return value
     try:
@@ -118,7 +125,7 @@ def decode_text(name: str, value: bytes | str) -> str:
         raise InvalidRequestError(name, problem, "text in UTF-8") from error
 
 
-def _scalar(name: str, tensor: npt.NDArray[Any]) -> Any:
+def _scalar(name: str, tensor: npt.NDArray[Any], max_bytes: int) -> Any:
     kind = FIELD_KINDS[name]
     if tensor.shape != (1,):
         raise InvalidRequestError(name, f"shape {list(tensor.shape)}", "shape [1]")
@@ -126,6 +133,6 @@ def _scalar(name: str, tensor: npt.NDArray[Any]) -> Any:
         raise InvalidRequestError(name, f"data type {np.dtype(tensor.dtype).name}", kind.triton_name)
     value = tensor[0]
     if kind is TEXT:
-        return decode_text(name, value)
+        return decode_text(name, value, max_bytes)
     # By its shortest text, so that 4.2 sent as FP32 is 4.2 in the metadata, not 4.199999809265137.
     return float(str(value)) if kind is FLOAT else value.item()

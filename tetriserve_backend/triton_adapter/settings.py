@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,6 +14,9 @@ from tetriserve_backend.triton_adapter.image_format import ImageFormat
 
 GUIDANCE_MAX: Final = 100.0
 LATENCY_MAX_S: Final = 86400.0
+ClosableApi: TypeAlias = Literal["shared-memory", "trace", "logging", "model-repository"]
+CLOSABLE_APIS: Final[tuple[ClosableApi, ...]] = get_args(ClosableApi)
+"""Those of Triton's APIs that change the server rather than use it, by the names that Triton gives them."""
 _UNNAMEABLE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -85,6 +88,11 @@ class SupervisorSettings(BaseModel):
         no_rank_timeout_s: how long no rank at all may be usable before probes count as failed. A lost rank
             loads its model anew, so this must be longer than that takes.
         exit_timeout_s: how long tritonserver may take to end, once drained, before it is killed.
+        open_apis: which of `CLOSABLE_APIS` every client may call; the others refuse all. Through them anybody could
+            name files for the server to write and memory for it to read, and before Triton 25.07 take it over
+            (CVE-2025-23319, 23320, 23334). `model-repository`, by which models are loaded and unloaded, and code of
+            a client's own could be, is closed only where that is possible (`--model-control explicit`) and other
+            machines reach the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,6 +105,7 @@ class SupervisorSettings(BaseModel):
     restart_window_s: float = Field(default=600.0, gt=0.0)
     no_rank_timeout_s: float = Field(default=120.0, gt=0.0)
     exit_timeout_s: float = Field(default=15.0, gt=0.0)
+    open_apis: tuple[ClosableApi, ...] = ()
 
 
 class ServedModelSettings(BaseModel):

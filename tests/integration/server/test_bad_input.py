@@ -17,6 +17,9 @@ from tests.integration.server.wire import Background, generate, infer, metadata,
 
 GOOD: dict[str, Any] = {"prompt": "a red fox", "height": 64, "width": 96, "num_inference_steps": 2, "seed": 7}
 
+NESTED = f"[{','.join(['[]'] * 3_000_000)}]"
+"""Short for JSON that takes a second to parse."""
+
 
 @dataclass(frozen=True)
 class BadField:
@@ -207,6 +210,39 @@ def test_parameter_that_is_not_utf8_is_refused(server: Server) -> None:
     answer = generate(server.http_url, b'{"prompt": "x", "colour": "\xff"}')
     assert answer.status == 400
     assert_tells(answer.error, ("INVALID_ARGUMENT: parameters", "0xff", "UTF-8"))
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "expected"),
+    [
+        ("denoise", {"request": NESTED}, "request: 9000001 bytes; allowed: at most 212992 bytes"),
+        ("denoise", {"op": NESTED}, "op: 9000001 bytes; allowed: at most 212992 bytes"),
+        ("tetriserve", {"prompt": NESTED}, "prompt: 9000001 bytes; allowed: at most 212992 bytes"),
+        ("tetriserve", {"prompt": "x", "colour": NESTED}, "allowed: at most 262144 characters"),
+        ("tetriserve_infer", {"prompt": "x", "colour": NESTED}, "allowed: at most 262144 characters"),
+    ],
+)
+def test_endless_text_is_refused_unread(server: Server, model: str, fields: dict[str, str], expected: str) -> None:
+    answer = generate(server.http_url, fields, model)
+    assert answer.status == 400
+    assert_tells(answer.error, ("INVALID_ARGUMENT", expected))
+
+
+@pytest.mark.parametrize(
+    ("side", "text", "expected"),
+    [
+        (1, NESTED, "metadata: 9000001 bytes; allowed: at most 4194304 bytes"),
+        (257, '{"type": "progress"}', "pixels: a preview of 198147 bytes; allowed: at most 196608 bytes"),
+    ],
+    ids=["metadata", "preview"],
+)
+def test_endless_metadata_and_previews_are_refused(server: Server, side: int, text: str, expected: str) -> None:
+    pixels = triton.InferInput("pixels", [side, side, 3], "UINT8")
+    pixels.set_data_from_numpy(np.zeros((side, side, 3), np.uint8))
+    with triton.InferenceServerClient(server.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer("postprocess", [pixels, tensor("step", 1, "INT32"), tensor("metadata", text)])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert_tells(caught.value.message(), (expected,))
 
 
 def test_progress_does_not_fit_into_plain_generate(server: Server) -> None:

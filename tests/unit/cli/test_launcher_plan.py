@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,14 @@ import pytest
 from tetriserve_backend.cli.launcher import installation
 from tetriserve_backend.cli.launcher.command import check_extra_arguments, server_command
 from tetriserve_backend.cli.launcher.environment import server_environment
-from tetriserve_backend.cli.launcher.installation import find_installation, find_libpython_dir
+from tetriserve_backend.cli.launcher.installation import (
+    TritonInstallation,
+    find_installation,
+    find_libpython_dir,
+)
+from tetriserve_backend.cli.launcher.plan import LaunchPlan
 from tetriserve_backend.cli.launcher.ports import Endpoints, claim_endpoints
+from tetriserve_backend.cli.launcher.processes import Run
 from tetriserve_backend.cli.launcher.repository import (
     MODELS,
     SERVED_PREFIX,
@@ -21,7 +28,7 @@ from tetriserve_backend.cli.launcher.repository import (
 )
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.demo_models import DEMO_MODELS
-from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings import CLOSABLE_APIS, ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import (
     build_settings,
     from_parameters,
@@ -127,11 +134,17 @@ def test_heap_arenas_are_few_unless_the_operator_says_otherwise() -> None:
     assert environment_upon({"MALLOC_ARENA_MAX": "8"})["MALLOC_ARENA_MAX"] == "8"
 
 
-def test_operators_arguments_come_last_on_the_command_line() -> None:
-    command = server_command(
-        Path("/triton"), backend_dir=Path("/b"), repository=Path("/r"), endpoints=ENDPOINTS,
-        shm_prefix="p-", exit_timeout_s=2.4, extra=["--log-verbose=1"],
+def command_with(
+    explicit_models: Sequence[str] = (), closed_apis: Sequence[str] = (), extra: Sequence[str] = ()
+) -> list[str]:
+    return server_command(
+        Path("/triton"), backend_dir=Path("/b"), repository=Path("/r"), endpoints=ENDPOINTS, shm_prefix="p-",
+        exit_timeout_s=2.4, closed_apis=closed_apis, secret="s", explicit_models=explicit_models, extra=extra,
     )  # fmt: skip
+
+
+def test_operators_arguments_come_last_on_the_command_line() -> None:
+    command = command_with(extra=["--log-verbose=1"])
     assert (command[0], command[-1]) == ("/triton", "--log-verbose=1")
     assert "--backend-config=python,shm-region-prefix-name=p-" in command
     assert not any(argument.startswith("--load-model") for argument in command)
@@ -139,11 +152,72 @@ def test_operators_arguments_come_last_on_the_command_line() -> None:
 
 
 def test_in_explicit_mode_only_the_named_models_are_loaded_at_the_start() -> None:
-    command = server_command(
-        Path("/triton"), backend_dir=Path("/b"), repository=Path("/r"), endpoints=ENDPOINTS,
-        shm_prefix="p-", exit_timeout_s=2.4, explicit_models=("tetriserve", "denoise_a"),
-    )  # fmt: skip
+    command = command_with(explicit_models=("tetriserve", "denoise_a"))
     assert {"--model-control-mode=explicit", "--load-model=tetriserve", "--load-model=denoise_a"} <= set(command)
+
+
+def restrictions(command: Sequence[str]) -> list[str]:
+    return [argument for argument in command if "-restricted-" in argument]
+
+
+def test_closed_apis_are_closed_on_both_endpoints() -> None:
+    assert restrictions(command_with()) == []
+    assert restrictions(command_with(closed_apis=("trace", "logging"))) == [
+        "--http-restricted-api=trace,logging:supervisor.open_apis=s",
+        "--grpc-restricted-protocol=trace,logging:supervisor.open_apis=s",
+    ]
+
+
+@pytest.mark.parametrize(
+    "own", [["--http-restricted-api=trace,health:k=v"], ["--http-restricted-api", "trace,health:k=v"]]
+)
+def test_api_that_an_operator_restricts_is_named_once(own: list[str]) -> None:
+    ours = restrictions(command_with(closed_apis=("trace", "logging"), extra=own))[:2]
+    assert ours == [
+        "--http-restricted-api=logging:supervisor.open_apis=s",
+        "--grpc-restricted-protocol=trace,logging:supervisor.open_apis=s",
+    ]
+
+
+def restrictions_of_two_starts(
+    settings: ServerSettings, endpoints: Endpoints = ENDPOINTS, *, is_explicit: bool = False
+) -> list[list[str]]:
+    plan = LaunchPlan(
+        run=Run("r", Path("/run")), installation=TritonInstallation(Path("/triton"), ()), settings=settings,
+        endpoints=endpoints, environment={}, control_token="", is_explicit=is_explicit, import_path=(),
+        extra_arguments=(), log_path=None,
+    )  # fmt: skip
+    return [restrictions(plan.make_server(index)._command) for index in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_explicit", "opened", "is_closed"),
+    [
+        ("0.0.0.0", True, [], True),
+        ("10.0.0.7", True, [], True),
+        ("10.0.0.7", True, ["model-repository"], False),
+        ("10.0.0.7", False, [], False),
+        ("127.0.0.1", True, [], False),
+        ("::1", True, [], False),
+        ("localhost", True, [], False),
+    ],
+)
+def test_models_cannot_be_loaded_from_other_machines_unless_that_is_asked_for(
+    host: str, is_explicit: bool, opened: list[str], is_closed: bool
+) -> None:
+    settings = build_settings({"supervisor": {"open_apis": opened}})
+    options, _ = restrictions_of_two_starts(settings, Endpoints(host, 1, 2, 3), is_explicit=is_explicit)
+    assert len(options) == 2 and all(("model-repository" in option) is is_closed for option in options)
+
+
+def test_every_start_closes_what_the_settings_do_not_open_by_another_secret() -> None:
+    commands = restrictions_of_two_starts
+    first, second = commands(ServerSettings())
+    assert all("=shared-memory,trace,logging:" in option for option in first)
+    assert len(first) == 2 and not set(first) & set(second)
+    opened, _ = commands(build_settings({"supervisor": {"open_apis": ["shared-memory"]}}))
+    assert all("=trace,logging:" in option for option in opened)
+    assert commands(build_settings({"supervisor": {"open_apis": list(CLOSABLE_APIS)}})) == [[], []]
 
 
 @pytest.mark.parametrize("argument", ["--http-port=1", "--model-repository=/x", "--allow-http=false"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tetriserve_backend.domain import InvalidRequestError, Request
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
 from tetriserve_backend.triton_adapter.model_fit import fitted_to_model
-from tetriserve_backend.triton_adapter.request_checks import checked_spec, load_spec
+from tetriserve_backend.triton_adapter.request_checks import checked_spec, load_spec, max_text_bytes
 from tetriserve_backend.triton_adapter.request_spec import dump_spec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
@@ -34,6 +34,14 @@ def test_specification_survives_the_way_to_denoise() -> None:
     spec = checked_spec({**GOOD, "latency_threshold": 1.5}, LIMITS, NOW_S)
     assert load_spec(dump_spec(spec), LIMITS, NOW_S) == spec
     assert spec.output_format is ImageFormat.PNG
+
+
+@pytest.mark.parametrize("char", ["x", "\x01", "\\", "❄", "🦊"])
+def test_longest_request_has_room_in_the_longest_text(char: str) -> None:
+    texts = dict.fromkeys(("request_id", "model"), char * 256)
+    prompts = dict.fromkeys(("prompt", "negative_prompt"), char * LIMITS.max_prompt_chars)
+    spec = checked_spec({**GOOD, **texts, **prompts, "seed": 2**62, "arrival_s": 100.0 / 3.0}, LIMITS, NOW_S)
+    assert len(dump_spec(spec).encode()) <= max_text_bytes(LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from tetriserve_backend.domain import InvalidRequestError
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
-from tetriserve_backend.triton_adapter.request_fields import build_spec, check_parameters
+from tetriserve_backend.triton_adapter.request_fields import build_spec, check_parameters, decode_text
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
@@ -107,3 +107,18 @@ def test_unknown_parameter_is_refused_unless_configured() -> None:
     check_parameters({"traceparent": "x"}, ("traceparent",))
     with pytest.raises(InvalidRequestError, match=r"promt: unknown parameter; allowed: the inputs prompt"):
         check_parameters({"promt": "a fox"}, ())
+
+
+def test_name_of_an_unknown_parameter_is_cut_short() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        check_parameters({"x" * 100_000: 1}, ())
+    assert caught.value.field == "x" * 40
+
+
+def test_text_that_is_too_long_is_refused_before_it_is_read() -> None:
+    # Were it decoded first, the first error would be another.
+    with pytest.raises(InvalidRequestError, match=r"^prompt: 212993 bytes; allowed: at most 212992 bytes"):
+        build(prompt=b"\xff" * 212_993)
+    with pytest.raises(InvalidRequestError, match=r"^request: 3 bytes; allowed: at most 2 bytes"):
+        decode_text("request", b"abc", 2)
+    assert decode_text("request", "é".encode(), 2) == "é"

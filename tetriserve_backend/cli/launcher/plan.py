@@ -22,7 +22,7 @@ from tetriserve_backend.cli.launcher.repository import (
     triton_name,
 )
 from tetriserve_backend.cli.launcher.server_process import TritonServer
-from tetriserve_backend.triton_adapter.settings import ServerSettings
+from tetriserve_backend.triton_adapter.settings import CLOSABLE_APIS, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LaunchPlan:
     log_path: Path | None
 
     def make_server(self, start_index: int) -> TritonServer:
-        """A server that has not been started; each start has shared memory of its own."""
+        """A server that has not been started; each start has shared memory and a secret of its own."""
         command = server_command(
             self.installation.server,
             backend_dir=self.run.working_dir / "backends",
@@ -57,12 +57,21 @@ class LaunchPlan:
             endpoints=self.endpoints,
             shm_prefix=f"{self.run.shm_prefix}{start_index}-",
             exit_timeout_s=self.settings.supervisor.exit_timeout_s,
+            closed_apis=self._closed_apis(),
+            # Nobody needs to know it.
+            secret=secrets.token_hex(16),
             explicit_models=self._models() if self.is_explicit else (),
             extra=self.extra_arguments,
         )
         # A model that is unloaded takes its stub along, and that is nobody's death.
         mortal = f"/{SERVED_PREFIX}" if self.is_explicit else None
         return TritonServer(command, self.environment, self.run.working_dir, self.log_path, mortal)
+
+    def _closed_apis(self) -> list[str]:
+        is_open = set[str](self.settings.supervisor.open_apis)
+        if self.endpoints.is_loopback or not self.is_explicit:
+            is_open.add("model-repository")
+        return [name for name in CLOSABLE_APIS if name not in is_open]
 
     def _models(self) -> tuple[str, ...]:
         return (*MODELS, *(triton_name(model.name) for model in self.settings.served_models))

@@ -2,6 +2,7 @@
 
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from tetriserve_backend.domain import ConfigurationError
 
@@ -19,6 +20,14 @@ class Endpoints:
     def local_host(self) -> str:
         """How this machine reaches it."""
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def http_url(self) -> str:

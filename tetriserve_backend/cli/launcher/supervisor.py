@@ -14,6 +14,7 @@ from tetriserve_backend.cli.launcher.reaper import Reaper
 from tetriserve_backend.cli.launcher.restarts import RestartBudget
 from tetriserve_backend.cli.launcher.server_process import TritonServer
 from tetriserve_backend.cli.launcher.state_file import StateFile
+from tetriserve_backend.cli.launcher.stop_request import StopRequest
 
 _POLL_S = 0.1
 _SAY_EVERY_S = 10.0
@@ -49,14 +50,11 @@ class Supervisor:
         self._client = ServerClient(plan.endpoints)
         self._log = LogTail(plan.log_path)
         self._reaper = Reaper(plan.run, plan.import_path)
-        self._stop_asked = threading.Event()
-        self._kill_asked = threading.Event()
+        self._stop_request = StopRequest()
 
     def ask_to_stop(self) -> None:
         """Stop once the running requests are done; asked a second time, stop now. Callable from a signal handler."""
-        if self._stop_asked.is_set():
-            self._kill_asked.set()
-        self._stop_asked.set()
+        self._stop_request.make()
 
     def run(self) -> ExitCode:
         """Serve until asked to stop, or until it makes no sense any more. Nothing is left when it returns."""
@@ -82,7 +80,7 @@ class Supervisor:
             phase = "restarting" if was_ever_ready else "starting"
             self._state.write(phase, server_pid=server.pid, restarts=start_index)
             failure = self._wait_ready(server)
-            is_ready = failure is None and not self._stop_asked.is_set()
+            is_ready = failure is None and not self._stop_request.is_made
             if is_ready:
                 took_s = time.monotonic() - died_s
                 self._say(f"ready after {took_s:.1f} s: {self._addresses()}")
@@ -98,13 +96,13 @@ class Supervisor:
             if delay_s is None:
                 return self._give_up(failure, was_ever_ready)
             self._say(f"{failure}; starting the server anew{f' in {delay_s:.0f} s' if delay_s else ''}")
-            self._stop_asked.wait(delay_s)
+            self._stop_request.wait(delay_s)
             start_index += 1
 
     def _wait_ready(self, server: TritonServer) -> str | None:
         """None when the server answers or a stop was asked for, else what went wrong."""
         start_s = said_s = time.monotonic()
-        while not self._stop_asked.wait(_POLL_S):
+        while not self._stop_request.wait(_POLL_S):
             now_s = time.monotonic()
             self._pass_on_news()
             if (death := server.find_death()) is not None:
@@ -135,7 +133,7 @@ class Supervisor:
         )
         probes.start()
         try:
-            while not self._stop_asked.wait(_POLL_S):
+            while not self._stop_request.wait(_POLL_S):
                 self._pass_on_news()
                 self._reaper.ensure()
                 failure = server.find_death() or probes.unhealthy
@@ -153,18 +151,18 @@ class Supervisor:
         timeout_s = self._plan.settings.engine.drain_timeout_s
         self._say(f"stopping: running requests have {timeout_s:g} s; once more to stop now")
         self._until_done(lambda: self._drain(timeout_s + _DRAIN_ANSWER_S))
-        if not self._kill_asked.is_set():
+        if not self._stop_request.is_urgent:
             server.terminate()
             ended = self._until_done(lambda: server.wait(self._settings.exit_timeout_s))
             if not ended:
                 self._say("the server did not end by itself and is killed")
-        return ExitCode.KILLED if self._kill_asked.is_set() else ExitCode.STOPPED
+        return ExitCode.KILLED if self._stop_request.is_urgent else ExitCode.STOPPED
 
     def _drain(self, timeout_s: float) -> bool:
         try:
             self._client.drain(self._plan.control_token, timeout_s)
         except ProbeError as error:
-            if not self._kill_asked.is_set():
+            if not self._stop_request.is_urgent:
                 self._say(f"running requests could not be waited for: {error}")
             return False
         return True
@@ -174,7 +172,7 @@ class Supervisor:
         results: list[bool] = []
         thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
         thread.start()
-        while thread.is_alive() and not self._kill_asked.is_set():
+        while thread.is_alive() and not self._stop_request.is_urgent:
             thread.join(_POLL_S)
         return bool(results and results[0])
 
