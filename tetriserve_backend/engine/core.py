@@ -83,8 +83,8 @@ class EngineCore:
 
     @property
     def is_quiet(self) -> bool:
-        """Nothing is in flight, nor are the groups being formed."""
-        return not self._ledger and not self._world.is_forming
+        """Nothing is in flight, and every rank is there."""
+        return not self._ledger and self._world.is_whole
 
     def serves_any(self, model: str) -> bool:
         """Whether a request for that model is here, or a segment of it in flight."""
@@ -146,8 +146,12 @@ class EngineCore:
                 self._timer_at_s = None
             case ev.DrainRequested():
                 self._draining = True
-            case ev.RestBegun() | ev.RestEnded():
-                self._is_resting = isinstance(event, ev.RestBegun)
+            case ev.RestBegun():
+                self._is_resting = True
+            case ev.RestEnded(happened):
+                self._is_resting = False
+                for change in happened:
+                    self._change_world(change)
             case ev.AbortRequested(reason):
                 self._abort(list(self._requests), reason, out)
             case ev.ModelAdded() | ev.ModelClosing() | ev.ModelRemoved():
@@ -281,7 +285,7 @@ class EngineCore:
     # -- planning -------------------------------------------------------------------------------------
 
     def _heal_or_plan(self, now_s: float, out: list[Command]) -> None:
-        if self._world.is_forming or self._is_resting:
+        if self._world.is_forming or (self._is_resting and self._world.is_whole):
             return
         if not self._world.waits_to_form:
             self._plan(now_s, out)
