@@ -146,12 +146,8 @@ class EngineCore:
                 self._timer_at_s = None
             case ev.DrainRequested():
                 self._draining = True
-            case ev.RestBegun():
-                self._is_resting = True
-            case ev.RestEnded(happened):
-                self._is_resting = False
-                for change in happened:
-                    self._change_world(change)
+            case ev.RestBegun() | ev.RestEnded():
+                self._rest(event)
             case ev.AbortRequested(reason):
                 self._abort(list(self._requests), reason, out)
             case ev.ModelAdded() | ev.ModelClosing() | ev.ModelRemoved():
@@ -174,6 +170,12 @@ class EngineCore:
                 self._world.load(rank)
             case ev.WorldFormed(ranks):
                 self._world.formed(ranks)
+
+    def _rest(self, event: ev.RestBegun | ev.RestEnded) -> None:
+        self._is_resting = isinstance(event, ev.RestBegun)
+        if isinstance(event, ev.RestEnded):
+            for change in event.happened:
+                self._change_world(change)
 
     def _change_models(self, event: ev.ModelAdded | ev.ModelClosing | ev.ModelRemoved, out: list[Command]) -> None:
         match event:

@@ -73,8 +73,8 @@ async def resolve_table(
     A given one is taken as it is, with a warning where it was measured under other conditions. Else one that
     matches, among the assets of the model and then in the cache: a measured one rather than a published one, and
     never an analytic one, because what can be measured here need not be computed. Else `measure` makes one, which is
-    written to both, unless it lacks what another time might be had. (Under `tetriserve serve` the assets are those of the server's working copy of the model
-    repository, which goes when the server stops; the cache stays.)
+    written to both, unless it lacks what might be had another time. (Under `tetriserve serve` the assets are those of
+    the server's working copy of the model repository, which goes when the server stops; the cache stays.)
 
     Raises:
         LatencyTableError: the given table cannot be read.
