@@ -89,23 +89,25 @@ class AsyncEngine:
     async def at_rest(self) -> AsyncIterator[Callable[[], Awaitable[ExecutorEvent]]]:
         """Have the ranks to oneself: nothing runs on them, new requests wait, and events come from what this gives.
 
+        A rank that is being replaced is waited for, while the others go on.
+
         Raises:
             UnavailableError: the engine has failed or is shut down.
         """
         async with self._resting:
+            guest = _Guest(self._executor)
             self._handle(ev.RestBegun())
             try:
                 await self._wait_until(lambda: self._core.is_quiet)
                 if self._pump is None or self._failure is not None:
                     raise UnavailableError(f"the engine failed: {self._failure or 'it is shut down'}")
                 await _cancel(self._pump)
-                guest = _Guest(self._executor)
                 try:
                     yield guest.next_event
                 finally:
                     self._take_back(guest)
             finally:
-                self._handle(ev.RestEnded())
+                self._handle(ev.RestEnded(tuple(guest.world_events)))
 
     def add_model(self, model: str, table: LatencyTable) -> None:
         """Serve requests for a model that the ranks hold."""
@@ -187,10 +189,9 @@ class AsyncEngine:
             self._fail(repr(error))
 
     def _take_back(self, guest: "_Guest") -> None:
-        """Learn what happened to the ranks meanwhile, and listen to them again."""
+        """Note what happened to the ranks meanwhile, and listen to them again."""
         for event in guest.world_events:
             self._chronicle.happened(event)
-            self._handle(event)
         if guest.failure is not None:
             self._fail(str(guest.failure))
         elif not self._is_shut_down:

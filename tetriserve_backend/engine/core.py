@@ -83,8 +83,8 @@ class EngineCore:
 
     @property
     def is_quiet(self) -> bool:
-        """Nothing is in flight, nor are the groups being formed."""
-        return not self._ledger and not self._world.is_forming
+        """Nothing is in flight, and every rank is there."""
+        return not self._ledger and self._world.is_whole
 
     def serves_any(self, model: str) -> bool:
         """Whether a request for that model is here, or a segment of it in flight."""
@@ -147,7 +147,7 @@ class EngineCore:
             case ev.DrainRequested():
                 self._draining = True
             case ev.RestBegun() | ev.RestEnded():
-                self._is_resting = isinstance(event, ev.RestBegun)
+                self._rest(event)
             case ev.AbortRequested(reason):
                 self._abort(list(self._requests), reason, out)
             case ev.ModelAdded() | ev.ModelClosing() | ev.ModelRemoved():
@@ -170,6 +170,12 @@ class EngineCore:
                 self._world.load(rank)
             case ev.WorldFormed(ranks):
                 self._world.formed(ranks)
+
+    def _rest(self, event: ev.RestBegun | ev.RestEnded) -> None:
+        self._is_resting = isinstance(event, ev.RestBegun)
+        if isinstance(event, ev.RestEnded):
+            for change in event.happened:
+                self._change_world(change)
 
     def _change_models(self, event: ev.ModelAdded | ev.ModelClosing | ev.ModelRemoved, out: list[Command]) -> None:
         match event:
@@ -281,7 +287,7 @@ class EngineCore:
     # -- planning -------------------------------------------------------------------------------------
 
     def _heal_or_plan(self, now_s: float, out: list[Command]) -> None:
-        if self._world.is_forming or self._is_resting:
+        if self._world.is_forming or (self._is_resting and self._world.is_whole):
             return
         if not self._world.waits_to_form:
             self._plan(now_s, out)

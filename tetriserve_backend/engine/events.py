@@ -112,12 +112,17 @@ class ModelRemoved:
 
 @dataclass(frozen=True, slots=True)
 class RestBegun:
-    """Send nothing to the ranks until `RestEnded`: somebody else needs them. Requests may come and wait."""
+    """Send nothing to the ranks until `RestEnded`: somebody else needs all of them. Requests may come and wait.
+
+    While a rank is lost, those that are left go on: there is no rest before the world is whole.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class RestEnded:
-    """The ranks are the engine's again."""
+    """The ranks are the engine's again; `happened` to them meanwhile, in order."""
+
+    happened: tuple[WorkerLost | WorkerReady | WorldFormed, ...] = ()
 
 
 Event: TypeAlias = (

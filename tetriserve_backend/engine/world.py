@@ -24,6 +24,11 @@ class WorldState:
         return self._usable_ranks
 
     @property
+    def is_whole(self) -> bool:
+        """Every rank is there, and in its groups."""
+        return not self._lost
+
+    @property
     def waits_to_form(self) -> bool:
         """Every lost rank has a loaded worker: start nothing new, form the groups once nothing runs."""
         return bool(self._lost) and self._lost <= self._loaded and not self.is_forming

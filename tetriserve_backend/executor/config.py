@@ -22,7 +22,8 @@ class ModelSettings(BaseModel):
             the latency table does not know. None means all.
         vae_tiling_above: images of more pixels are decoded in overlapping tiles, which need less memory and
             differ a little where they meet; None never does.
-        compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start.
+        compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start;
+            images of other sizes are refused.
         pace_table: for benchmarks on CPUs whose speed wanders: a latency table. An encode, step or decode that is done
             sooner than it says waits until that time is over, as if by locked clocks.
     """

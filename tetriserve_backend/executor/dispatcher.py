@@ -109,7 +109,7 @@ class Dispatcher:
             actions += self._fail(flight, part.reason, retryable=False)
         if part.group_broken and self._heals_in_place:
             # At once, so that nothing more is sent to a group that is about to be made anew.
-            self._broken |= flight.groups
+            self._break(flight.groups)
         elif part.group_broken:
             actions += self._fail(flight, part.reason, retryable=True)
             actions.append(KillRanks(flight.ranks, f"segment {flight.segment_id} broke its group"))
@@ -133,8 +133,12 @@ class Dispatcher:
         stuck: set[int] = set()
         for flight in [f for f in self._flights.values() if rank in f.ranks]:
             actions += self._fail(flight, f"rank {rank} was lost: {reason}", retryable=True)
-            if flight.sent and not self._heals_in_place:
-                stuck |= flight.waiting_for - {rank}
+            flight.waiting_for.discard(rank)
+            if flight.sent and flight.waiting_for and self._heals_in_place:
+                # The others will leave these groups too, and can make those without this rank anew once they have.
+                self._break(flight.groups)
+                continue
+            stuck |= flight.waiting_for if flight.sent else set()
             self._flights.pop(flight.segment_id, None)
         self._broken = {ranks for ranks in self._broken if rank not in ranks}
         for ranks in [ranks for ranks in self._healing if rank in ranks]:
@@ -175,6 +179,10 @@ class Dispatcher:
         if expected_s > 0:
             limit_s = min(limit_s, _TIMEOUT_FACTOR * expected_s + self._slow_pass_s)
         return task.runs_longer_than(limit_s, now_s)
+
+    def _break(self, groups: Iterable[tuple[int, ...]]) -> None:
+        """Nothing more goes to these groups until they are made anew; those of a lost rank wait for the whole world."""
+        self._broken |= {ranks for ranks in groups if self._usable.issuperset(ranks)}
 
     def _pump(self) -> list[Action]:
         """Send everything that may go now."""

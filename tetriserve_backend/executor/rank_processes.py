@@ -19,6 +19,12 @@ _NURSERY_MODULE = "tetriserve_backend.executor.nursery"
 _END_TIMEOUT_S = 1.0
 # A process that holds a GPU takes seconds to go.
 _KILL_GRACE_S = 30.0
+_UNLESS_SET = {
+    # All ranks are on this host, so their connections need not leave it.
+    "cpu": {"GLOO_SOCKET_IFNAME": "lo"},
+    # A timeout ends a segment. Torch would have it end every process that uses the same store later.
+    "cuda": {"NCCL_SOCKET_IFNAME": "lo", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"},
+}
 
 
 class RankProcesses:
@@ -123,10 +129,8 @@ class RankProcesses:
             "DIFFUSERS_VERBOSITY": "error",
         }
         if self._device == "cpu":
-            # All ranks are on this host, so their connections need not leave it.
             environment |= {"OMP_NUM_THREADS": str(self._threads), "CUDA_VISIBLE_DEVICES": ""}
-            environment |= {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
-        return environment
+        return environment | {n: os.environ.get(n, value) for n, value in _UNLESS_SET[self._device].items()}
 
     def _order(self, order: dict[str, Any]) -> None:
         if self._writer is not None:

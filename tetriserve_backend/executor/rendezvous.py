@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
 
 LOOPBACK = "127.0.0.1"
+_TIMEOUT_KEY = "exception_dump"
 
 
 def host_rendezvous() -> "TCPStore":
@@ -20,3 +21,8 @@ def host_rendezvous() -> "TCPStore":
         LOOPBACK, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60),
         master_listen_fd=listener.detach(),
     )  # fmt: skip
+
+
+def forget_timeouts(store: "TCPStore") -> None:
+    """Take back that a collective timed out, which NCCL's watchdog leaves under no prefix, for all ranks to come."""
+    store.delete_key(_TIMEOUT_KEY)

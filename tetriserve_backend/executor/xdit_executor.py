@@ -27,7 +27,7 @@ from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.model_shelf import ModelShelf
 from tetriserve_backend.executor.models.directory import resolve_directory
 from tetriserve_backend.executor.rank_pool import RankPool
-from tetriserve_backend.executor.rendezvous import host_rendezvous
+from tetriserve_backend.executor.rendezvous import forget_timeouts, host_rendezvous
 from tetriserve_backend.executor.worker_spec import ModelSpec, RankSpec
 from tetriserve_backend.executor.world_forming import WorldForming
 from tetriserve_backend.latency_table import LatencyTable
@@ -151,6 +151,8 @@ class XditExecutor:
 
     def reform_world(self) -> None:
         """Build all groups anew; answered by `WorldFormed`. Only called with no segment in flight."""
+        if self._rendezvous is not None:
+            forget_timeouts(self._rendezvous)
         self._forming.begin(range(self.world_size))
 
     def take_image(self, request_id: str) -> npt.NDArray[np.uint8]:
@@ -264,7 +266,7 @@ class XditExecutor:
         if not self._is_starting():
             self._events.put_nowait(WorkerReady(rank))
         elif len(self._up) == self.world_size:
-            self._forming.begin(range(self.world_size))
+            self.reform_world()
 
     def _on_unfit(self, rank: int, reason: str) -> None:
         self._kill((rank,), reason)

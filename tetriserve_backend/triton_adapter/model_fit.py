@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tetriserve_backend.domain import InvalidRequestError, LatencyTableError
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 
 _DEFAULT_GUIDANCE_SCALE = 3.5
@@ -20,6 +21,23 @@ def served_model(asked: str, served: Sequence[str]) -> str:
     if not asked and len(served) == 1:
         return served[0]
     raise InvalidRequestError("model", f"got '{asked}'" if asked else "missing", ", ".join(served) or "none at present")
+
+
+def resolution_check(table: LatencyTable, is_compiled: bool) -> Callable[[int, int], None]:
+    """What refuses a (height, width) that a model is not served at, as `fitted_to_model` takes it.
+
+    A compiled model is served at those that its table has entries for: any other would be compiled while requests
+    wait, for longer than a segment may take.
+    """
+    if not is_compiled:
+        return table.check_resolution
+
+    def check(height: int, width: int) -> None:
+        if (height, width) not in table.resolutions:
+            allowed = ", ".join(f"{rows}x{columns}" for rows, columns in table.resolutions)
+            raise LatencyTableError(f"{height}x{width} is not compiled; compiled at start: {allowed}", allowed)
+
+    return check
 
 
 def fitted_to_model(

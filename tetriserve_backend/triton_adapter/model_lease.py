@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from tetriserve_backend.triton_adapter.model_orders import (
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings
 
 _log = logging.getLogger(__name__)
-_RETRY_S = 0.1
+_RETRY_S, _LONGEST_PAUSE_S = 0.1, 5.0
 # Triton starts both at the same time, on a machine that may be busy.
 _PATIENCE_S = 60.0
 
@@ -80,14 +81,22 @@ class ModelLease:
 
     def _find_another(self) -> bool:
         """Whether there is a new engine and it serves the model."""
-        while not self._is_released.wait(_RETRY_S):
+        pause_s, give_up_s = _RETRY_S, math.inf
+        while not self._is_released.wait(pause_s):
             try:
                 self._take_over(self._order(0.0))
             except UnavailableError:
                 continue
             except ServerError as error:
-                _log.error("%s is not served: %s", self._settings.name, error)
-                return False
+                # The ranks of the engine before hold their memory until they have ended.
+                now_s = time.monotonic()
+                give_up_s = min(give_up_s, now_s + _PATIENCE_S)
+                if now_s >= give_up_s:
+                    _log.error("%s is not served: %s", self._settings.name, error)
+                    return False
+                _log.warning("%s is not served yet: %s", self._settings.name, error)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
             return True
         return False
 

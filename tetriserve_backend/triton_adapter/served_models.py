@@ -15,6 +15,7 @@ from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.executor.worker_spec import ModelSpec
 from tetriserve_backend.executor.xdit_executor import XditExecutor
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.triton_adapter.model_fit import resolution_check
 from tetriserve_backend.triton_adapter.serving import ServedModel
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, parse_resolution
 from tetriserve_backend.triton_adapter.table_source import TableIdentity, resolve_table
@@ -121,9 +122,8 @@ class ServedModels(Mapping[str, ServedModel]):
                 await self._executor.unload_model(name)
                 raise
             self._engine.add_model(name, table)
-        self._held[name] = _Held(
-            spec, settings, holder, ServedModel(_facts(name, model, table), table.check_resolution)
-        )
+        check = resolution_check(table, settings.model.compile)
+        self._held[name] = _Held(spec, settings, holder, ServedModel(_facts(name, model, table), check))
         _log.info("serving %s", name)
 
     async def _remove(self, name: str) -> None:

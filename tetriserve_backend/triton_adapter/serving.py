@@ -39,7 +39,7 @@ class ServedModel:
 
     Attributes:
         facts: what `op=status` tells of it, and what `model_fit` needs; `model` is its name.
-        check_resolution: raises `LatencyTableError` for a (height, width) that its latency table lacks.
+        check_resolution: raises `LatencyTableError` for a (height, width) that it is not served at.
     """
 
     facts: Mapping[str, object]

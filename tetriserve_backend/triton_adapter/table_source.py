@@ -10,6 +10,7 @@ from pathlib import Path
 from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_profiling.conditions import Conditions
+from tetriserve_profiling.profiler import OUT_OF_MEMORY
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".latency.json"
@@ -72,8 +73,8 @@ async def resolve_table(
     A given one is taken as it is, with a warning where it was measured under other conditions. Else one that
     matches, among the assets of the model and then in the cache: a measured one rather than a published one, and
     never an analytic one, because what can be measured here need not be computed. Else `measure` makes one, which is
-    written to both. (Under `tetriserve serve` the assets are those of the server's working copy of the model
-    repository, which goes when the server stops; the cache stays.)
+    written to both, unless it lacks what might be had another time. (Under `tetriserve serve` the assets are those of
+    the server's working copy of the model repository, which goes when the server stops; the cache stays.)
 
     Raises:
         LatencyTableError: the given table cannot be read.
@@ -96,8 +97,17 @@ async def resolve_table(
                 return table
     _log.info("no latency table for %s on %d × %s: measuring one", identity.model, identity.world_size, identity.device)
     table = await measure()
-    _save(table, [assets / identity.file_name, cache / identity.file_name])
+    if problems := _passing_problems(table):
+        _log.warning("the latency table lacks entries and is not kept for the next time: %s", "; ".join(problems))
+    else:
+        _save(table, [assets / identity.file_name, cache / identity.file_name])
     return table
+
+
+def _passing_problems(table: LatencyTable) -> list[str]:
+    """Why entries are absent that may be there another time: ranks were lost, say. What is too large stays so."""
+    reasons = {entry["reason"] for entry in table.to_dict().get("absent", [])}
+    return sorted(reason for reason in reasons if not reason.startswith(OUT_OF_MEMORY))
 
 
 def _load_matching(path: Path, identity: TableIdentity) -> LatencyTable | None:

@@ -1,5 +1,7 @@
 """Whatever the ranks, degrees and splits, Stable Diffusion 3 makes the image that diffusers makes."""
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tests.integration.executor.driver import CREATE, RESIDENT, Driver, Schedule
 from tests.integration.executor.test_parity import ALL, ONE_TWO_FOUR_ONE, assert_same_image
 from tetriserve_backend.engine.commands import HandOver
 from tetriserve_backend.engine.events import SegmentFailed, SegmentFinished
+from tetriserve_backend.engine.executor_port import StepProgress
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.placements import usable_degrees
 
@@ -133,6 +136,22 @@ def test_split_groups_work_again_after_a_failure(sd35: Driver, reference: Refere
     request = make_request(guidance_scale=GUIDED)
     ours = sd35.generate(request, (((2, 3), 1), (ALL, 2), ((0, 1), 1)), split=(1,))
     assert_same_image(ours, reference(tiny_sd35, request, T5_TOKENS))
+
+
+def test_half_whose_other_half_lost_a_rank_serves_before_that_is_back(
+    sd35: Driver, reference: Reference, tiny_sd35: Path
+) -> None:
+    struck = make_request(256, 256, num_steps=40, guidance_scale=GUIDED, stream_progress=True)
+    assert isinstance(sd35.run([sd35.encode(struck, 0)])[0], SegmentFinished)
+    hit = sd35.send(sd35.denoise(struck, ALL, 0, 40, broadcast(0), CREATE, cfg_degree=2))
+    sd35.wait_for(StepProgress)
+    os.kill(sd35.executor.worker_pids()[1], signal.SIGKILL)
+    assert isinstance(sd35.outcomes([hit])[0], SegmentFailed)
+    request = make_request(guidance_scale=GUIDED)
+    ours = sd35.generate(request, (((2, 3), 4),), encode_on=2, decode_on=3)
+    assert_same_image(ours, reference(tiny_sd35, request, T5_TOKENS))
+    sd35.executor.release(struck.request_id)
+    sd35.reform()
 
 
 @pytest.fixture(scope="module")

@@ -259,6 +259,38 @@ def test_nothing_runs_while_the_engine_is_at_rest_and_what_came_meanwhile_is_ser
     serve(scenario)
 
 
+def test_rest_is_not_granted_before_a_lost_rank_is_back(serve):
+    async def scenario(engine, executor):
+        executor.queue.put_nowait(ev.WorkerLost(3, "killed"))
+        await asyncio.sleep(0.05)
+
+        async def rest():
+            async with engine.at_rest():
+                assert engine.status()["ranks"] == [0, 1, 2, 3]
+
+        resting = asyncio.create_task(rest())
+        await asyncio.sleep(0.05)
+        engine.submit(now_request(), listener := Collector())
+        await listener.done.wait()
+        assert listener.answers and not resting.done()
+        executor.queue.put_nowait(ev.WorkerReady(3))
+        await asyncio.wait_for(resting, 5.0)
+
+    serve(scenario)
+
+
+def test_rank_that_never_comes_back_does_not_hold_up_a_rest_for_ever(serve):
+    async def scenario(engine, executor):
+        executor.queue.put_nowait(ev.WorkerLost(3, "killed"))
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(0.05, executor.queue.put_nowait, ServerError("rank 3 is given up"))
+        with pytest.raises(UnavailableError, match="given up"):
+            async with engine.at_rest():
+                pass
+
+    serve(scenario)
+
+
 def test_ranks_that_break_in_a_guests_hands_fail_the_engine(serve):
     async def scenario(engine, executor):
         waiting = Collector()

@@ -156,6 +156,20 @@ def test_halves_of_a_split_segment_are_healed_with_the_whole(dispatcher: Dispatc
     assert sent_ids(dispatcher.group_healed(3, (2, 3))) == [2]
 
 
+def test_half_of_a_split_segment_that_outlives_the_other_is_healed_once_its_ranks_have_left(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.submit(denoise(1, ALL, cfg_degree=2))
+    dispatcher.part_failed(1, failed(1, "group"), 0.0)
+    assert dispatcher.rank_lost(0, "killed") == [SegmentFailed(1, "rank 0 was lost: killed", retryable=True)]
+    assert dispatcher.submit(denoise(2, (2, 3), "r1")) == [], "they are about to leave that group"
+    assert dispatcher.part_failed(2, failed(1, "group"), 0.0) == []
+    heals = dispatcher.part_failed(3, failed(1, "group"), 0.0)
+    assert heals == [SendHeal((2, 3), 2)], "no other group of the segment is without the lost rank"
+    dispatcher.group_healed(2, (2, 3))
+    assert sent_ids(dispatcher.group_healed(3, (2, 3))) == [2]
+
+
 def test_rank_lost_while_its_group_is_healed_takes_the_waiting_members_along(dispatcher: Dispatcher) -> None:
     dispatcher.submit(denoise(1, (0, 1)))
     dispatcher.part_failed(0, failed(1), 0.0)

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests.unit.latency_table.test_format import H100
 from tests.unit.triton_adapter.test_denoise_server import check_resolution, make_spec
 from tetriserve_backend.domain import InvalidRequestError
-from tetriserve_backend.triton_adapter.model_fit import fitted_to_model, served_model
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.triton_adapter.model_fit import fitted_to_model, resolution_check, served_model
 from tetriserve_backend.triton_adapter.request_checks import load_spec
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
@@ -81,3 +83,13 @@ def test_side_is_limited_where_the_model_limits_it(side: str) -> None:
     fitted_to_model(spec(**{side: 144}), {**FLUX, "max_side": None}, check_resolution)
     with pytest.raises(InvalidRequestError, match=f"^{side}: got 144; allowed: at most 128 pixels with model sd3"):
         fitted_to_model(spec(**{side: 144}), SD3, check_resolution)
+
+
+def test_compiled_model_is_served_at_the_resolutions_of_its_table_alone() -> None:
+    table = LatencyTable.load(H100)
+    fitted_to_model(spec(height=1008, width=1024), FLUX, resolution_check(table, is_compiled=False))
+    compiled = resolution_check(table, is_compiled=True)
+    fitted_to_model(spec(height=1024, width=1024), FLUX, compiled)
+    message = "^height, width: got 1008x1024; allowed: 256x256, 512x512, 1024x1024, 2048x2048$"
+    with pytest.raises(InvalidRequestError, match=message):
+        fitted_to_model(spec(height=1008, width=1024), FLUX, compiled)

@@ -18,14 +18,18 @@ from tetriserve_backend.triton_adapter.settings import ServedModelSettings
 
 
 class Models:
-    """Takes every order but those for `bad`."""
+    """Takes every order but those for `bad`, and the first `refusals`."""
 
     def __init__(self) -> None:
         self.held: dict[str, object] = {}
+        self.refusals = 0.0
 
     async def load(self, settings: ServedModelSettings, holder: object) -> None:
         if settings.name == "bad":
             raise ConfigurationError("model.path: 'nowhere'")
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise ConfigurationError("8 GiB needed, 1 GiB free")
         self.held[settings.name] = holder
 
     async def unload(self, name: str, holder: object) -> None:
@@ -129,6 +133,34 @@ def test_model_goes_to_the_next_engine_when_the_first_one_ends(path: Path) -> No
     assert path.exists()
     held.release()
     assert not second.models.held
+    second.close()
+
+
+def test_model_that_has_no_room_beside_the_ranks_of_the_last_engine_is_served_once_they_are_gone(path: Path) -> None:
+    path.parent.mkdir()
+    first = Desk(path).serve()
+    held = lease(path)
+    held.take()
+    second = Desk(path).serve()
+    second.models.refusals = 2
+    first.close()
+    wait_for(lambda: list(second.models.held) == ["a"])
+    held.release()
+    second.close()
+
+
+def test_model_that_the_next_engine_cannot_serve_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    first = Desk(path).serve()
+    held = lease(path)
+    held.take()
+    monkeypatch.setattr(model_lease, "_PATIENCE_S", 0.2)
+    second = Desk(path).serve()
+    second.models.refusals = float("inf")
+    first.close()
+    wait_for(lambda: not held._watcher.is_alive())
+    assert not second.models.held
+    held.release()
     second.close()
 
 

@@ -44,10 +44,11 @@ class Places:
     def __init__(self, tmp_path: Path) -> None:
         self.assets, self.cache = tmp_path / "assets", tmp_path / "cache"
         self.measured = 0
+        self.absent: list[dict[str, object]] = []
 
     async def measure(self) -> LatencyTable:
         self.measured += 1
-        return make_table(seconds=0.5)
+        return LatencyTable.from_dict({**make_table(seconds=0.5).to_dict(), "absent": self.absent}, "measured")
 
     def resolve(self, identity: TableIdentity = IDENTITY, given: Path | None = None) -> LatencyTable:
         return asyncio.run(resolve_table(identity, given, self.assets, self.cache, self.measure))
@@ -67,6 +68,19 @@ def test_missing_table_is_measured_once_and_kept_as_asset_and_in_the_cache(place
     assert [path.name for path in places.assets.iterdir()] == [path.name for path in places.cache.iterdir()]
     assert step_s(places.resolve()) == 0.5
     assert places.measured == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "times"), [("ranks [1] are not usable", 2), ("out of memory: CUDA out of memory", 1)]
+)
+def test_table_without_what_only_this_time_could_not_be_measured_is_not_kept(
+    places: Places, caplog: pytest.LogCaptureFixture, reason: str, times: int
+) -> None:
+    places.absent = [{"kind": "step", "height": 64, "width": 64, "batch": 1, "sp": 2, "cfg": 1, "reason": reason}]
+    for _ in range(2):
+        assert step_s(places.resolve()) == 0.5
+    assert places.measured == times
+    assert (reason in caplog.text) == (times > 1)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ class FlowMatchModel(ABC):
         self._tiling_above = settings.vae_tiling_above
         # On the device, so that no step waits for a copy from the host.
         self._schedule = lru_cache(maxsize=256)(self._make_schedule)
+        self._is_compiled = settings.compile
         if settings.compile:
             _compile(pipeline.transformer)
 
@@ -172,9 +173,12 @@ class FlowMatchModel(ABC):
             for i, time, has_two in zip(inputs, timesteps, guided, strict=True)
         ]
         if split is None:
+            if self._is_compiled and any(guided):
+                # Each number of rows is compiled by itself, and ahead only for batches that are all guided or all not.
+                negative = [n or p for n, p in zip(negative, positive, strict=True)]
             rows = [row for row in negative if row is not None]
             both = iter(_rows_of(self._velocity([*rows, *positive])))
-            against = [next(both) if has_two else None for has_two in guided]
+            against = [next(both) if row is not None else None for row in negative]
             towards = list(both)
         else:
             own = [n or p for n, p in zip(negative, positive, strict=True)] if split.is_unconditional else positive

@@ -1,5 +1,6 @@
 """From a directory in diffusers format to the loaded model of its family."""
 
+import gc
 import importlib
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def load_model(directory: Path, settings: ModelSettings, device: torch.device, d
             f"{directory / INDEX}: _class_name: '{family}'; supported: {', '.join(sorted(_FAMILIES))}"
         )
     if device.type == "cuda":
+        # What the allocator keeps of freed tensors, other models' included, would count as used.
+        gc.collect()
+        torch.cuda.empty_cache()
         free_bytes, _ = torch.cuda.mem_get_info(device)
         kept = keeps_text_encoders(settings, device)
         check_device_memory(directory, settings, dtype_name(dtype), DeviceMemory(str(device), free_bytes, kept))
