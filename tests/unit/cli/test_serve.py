@@ -24,7 +24,10 @@ from tetriserve_backend.cli.serve import _settings
         (("--set", "latency_table=nowhere.latency.json"), "nowhere.latency.json: cannot be read"),
         (("--set", "model.pace_table=no.latency.json"), "no.latency.json: cannot be read"),
         (("--set", "request.num_inference_steps=500"), "max_num_inference_steps = 200"),
-        (("--set", "supervisor.open_apis=[cuda]"), "'shared-memory', 'trace', 'logging' or 'model-repository', got 'cuda'"),
+        (
+            ("--set", "supervisor.open_apis=[cuda]"),
+            "'shared-memory', 'trace', 'logging' or 'model-repository', got 'cuda'",
+        ),
         (("--model", "a=demo-flux", "--model", "a=demo-sd3"), "models: two are named 'a'"),
         (("--model", "a/b=demo-flux"), "models.0.name"),
         (
