@@ -205,10 +205,10 @@ def _attainment_sheet(workload: str, groups: Sequence[_Group]) -> Sheet:
         *("with image file: live", "at pace"),
     )
     notes = (
-        "By table: the simulator with the mean of the latency tables that were measured, and as much variation from"
-        " step to step as they found, 1 % at least. At pace: also with how fast each rank was, quarter second by"
-        " quarter second, while this policy ran, which no table can know of a machine that others use too. Each is the"
-        " mean of several simulations, with their standard deviation: a live run is one draw.",
+        "By table: the simulator with the measured latency table, the mean of them where there are several, and as much"
+        " variation from step to step as was found, 1 % at least. At pace: also with how fast each rank was, quarter"
+        " second by quarter second, while this policy ran, which no table can know of a machine that others use too."
+        " Each is the mean of several simulations, with their standard deviation: a live run is one draw.",
     )
     return Sheet(f"live and simulated, SLO met: {workload}", headings, tuple(rows), notes)
 
