@@ -109,11 +109,16 @@ def test_cancellation_around_the_decode_ends_in_what_it_was_told(server: Server,
 def test_request_is_cancelled_while_decoding(server: Server, own_server: Callable[..., Server]) -> None:
     large = own_server("--set", "quick_resolutions=[64x64, 768x768]")
     (decode,) = (e for e in status(large)["models"]["demo-flux"]["latency_table"]["decode"] if e["height"] == 768)
-    # Early in the decode, which takes long at this size: the machine may be busier now than when it was measured.
-    told = cancel_after_the_last_step(large, "decoding", "768x768", decode["seconds"] / 4)
+    # Early in the decode, which takes long at this size; earlier still if the machine was busier when it was measured.
+    for share in (4, 8, 16, 32):
+        name = f"decoding{share}"
+        told = cancel_after_the_last_step(large, name, "768x768", decode["seconds"] / share)
+        if told == ([True], False):
+            break
+        assert told == ([False], True), "an image that was done already"
     assert told == ([True], False)
     assert generate(large.http_url, {"prompt": "still there?"}).status == 200
-    decoded = wait_for_event(large, lambda e: e["name"] == "decode decoding")
+    decoded = wait_for_event(large, lambda e: e["name"] == f"decode {name}")
     cancelled = wait_for_event(large, lambda e: e["name"] == "cancel")
     assert decoded["ts"] < cancelled["ts"] < decoded["ts"] + decoded["dur"]
 
