@@ -10,6 +10,7 @@ from tetriserve_backend.latency_table.work import Work
 from tetriserve_profiling.hand_over import LatentMove, Move, MoveCost, MoveSample
 from tetriserve_profiling.spread import Spread, spread
 from tetriserve_profiling.stopwatch import Samples
+from tetriserve_profiling.told import first_of
 from tetriserve_profiling.work import KIND_NAMES, work_from_dict, work_to_dict
 
 _CV_DIGITS = 4
@@ -172,10 +173,9 @@ class Record:
         if steps & {(work.height, work.width) for work in single if work.kind is SegmentKind.DECODE}:
             return
         reasons = [f"{work}: {reason}" for work, reason in self.absent.items() if work.batch == 1]
-        more = [f"and {len(reasons) - _REASONS_TOLD} more"] if len(reasons) > _REASONS_TOLD else []
         raise LatencyTableError(
             "no resolution has both a step of one image and a decode, so that nothing could be served: "
-            f"{'; '.join([*reasons[:_REASONS_TOLD], *more])}; fix: profile smaller resolutions, or on more memory"
+            f"{'; '.join(first_of(reasons, _REASONS_TOLD))}; fix: profile smaller resolutions, or on more memory"
         )
 
     def _table_entry(self, work: Work) -> dict[str, Any]:

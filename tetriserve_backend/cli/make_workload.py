@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.domain.validation import what_is_wrong
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.simulator.trace import write_trace
 from tetriserve_backend.simulator.workload import Arrivals, ImportFormat, WorkloadSpec, generate, import_requests
 
@@ -90,9 +90,7 @@ def _build(values: dict[str, Any]) -> WorkloadSpec:
     try:
         return WorkloadSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "workload"
-        raise ConfigurationError(f"{field}: {what_is_wrong(first)}, got {first['input']!r:.80}") from error
+        raise ConfigurationError(explained(error.errors(include_url=False)[0], "workload")) from error
 
 
 def _read_mix(text: str | None) -> str | dict[str, Any] | None:

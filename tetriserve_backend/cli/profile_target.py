@@ -9,6 +9,7 @@ from tetriserve_backend.domain import ConfigurationError, LatencyTableError, Seg
 from tetriserve_backend.latency_table import LatencyTable, Work
 from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.record import Identity
+from tetriserve_profiling.told import first_of
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9.]+")
 _LOST_TOLD: Final = 4
@@ -57,9 +58,8 @@ def refuse_loss(target: Path, identity: Identity, conditions: Conditions, work: 
     planned = set(work)
     lost = [str(one) for one in table.works if one.kind is not SegmentKind.ENCODE and one not in planned]
     if lost:
-        more = [f"and {len(lost) - _LOST_TOLD} more"] if len(lost) > _LOST_TOLD else []
         raise ConfigurationError(
-            f"table {target}: exists and has what would not be measured: {', '.join([*lost[:_LOST_TOLD], *more])}; "
+            f"table {target}: exists and has what would not be measured: {', '.join(first_of(lost, _LOST_TOLD))}; "
             f"fix: ask for these as well, {_WAYS_OUT}"
         )
 

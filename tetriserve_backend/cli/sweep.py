@@ -15,7 +15,7 @@ from rich.progress import track
 
 from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
-from tetriserve_backend.domain.validation import what_is_wrong
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.executor.home import tetriserve_home
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
@@ -148,8 +148,6 @@ def _read(config: Path, policy: str | None, seeds: str | None) -> SweepSpec:
             values["seeds"] = [int(seed) for seed in seeds.split(",")]
         return SweepSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{config}: {field}: {what_is_wrong(first)}, got {first['input']!r:.80}") from error
+        raise ConfigurationError(f"{config}: {explained(error.errors(include_url=False)[0])}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{config}: expected a mapping of a sweep's settings: {error}") from error

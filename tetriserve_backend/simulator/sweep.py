@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.domain.validation import what_is_wrong
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
@@ -89,9 +89,7 @@ class SweepSpec(BaseModel):
         try:
             self.cells()
         except ValidationError as error:
-            found = error.errors()[0]
-            where = ".".join(map(str, found["loc"]))
-            raise ValueError(f"{where}: {what_is_wrong(found)}, got {found['input']!r:.80}") from error
+            raise ValueError(explained(error.errors()[0])) from error
         return self
 
     def cells(self) -> list[WorkloadSpec]:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tetriserve_backend.domain import ConfigurationError, Request
-from tetriserve_backend.domain.validation import what_is_wrong
+from tetriserve_backend.domain.validation import what_is_wrong, where_it_is
 
 
 class TraceError(ConfigurationError):
@@ -104,6 +104,6 @@ def _parse(line: str, where: str) -> TraceRequest:
         return TraceRequest.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "line"
+        field = where_it_is(first) or "line"
         got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
         raise TraceError(f"trace {where}: {field}: {what_is_wrong(first)}{got}") from None

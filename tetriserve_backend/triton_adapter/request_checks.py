@@ -17,7 +17,8 @@ _MAX_REQUEST_ID_CHARS: Final = 256
 _MAX_MODEL_CHARS: Final = 256
 _MAX_TEXT_TOKENS: Final = 512
 _UNIT_ID: Final = re.compile(rf"{UNIT_MARK}\d+\Z")
-_SHOWN_CHARS: Final = 40
+SHOWN_CHARS: Final = 40
+"""So much of a text that a client sent stands in an error."""
 _ESCAPED_CHAR_BYTES: Final = 12
 _OTHER_FIELDS_BYTES: Final = 16 * 1024
 
@@ -38,7 +39,7 @@ def checked_spec(values: Mapping[str, object], limits: RequestDefaults, now_s: f
     """
     unknown = sorted(set(values) - set(_CHECKS))
     if unknown:
-        raise InvalidRequestError(unknown[0][:_SHOWN_CHARS], "unknown field", ", ".join(_CHECKS))
+        raise InvalidRequestError(unknown[0][:SHOWN_CHARS], "unknown field", ", ".join(_CHECKS))
     checked: dict[str, Any] = {}
     for name, check in _CHECKS.items():
         if name not in values:
@@ -83,7 +84,7 @@ def load_spec(text: str, limits: RequestDefaults, now_s: float) -> RequestSpec:
 
 def _shown(value: object) -> str:
     text = f"'{value}'" if isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 def _text(name: str, value: object, max_chars: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tetriserve_backend.domain import InvalidRequestError
-from tetriserve_backend.triton_adapter.request_checks import checked_spec, max_text_bytes
+from tetriserve_backend.triton_adapter.request_checks import SHOWN_CHARS, checked_spec, max_text_bytes
 from tetriserve_backend.triton_adapter.request_spec import RequestSpec
 from tetriserve_backend.triton_adapter.settings import RequestDefaults
 
@@ -19,8 +19,6 @@ PROBE_PARAMETER: Final = "tetriserve_probe"
 _TRITON_PARAMETERS: Final = frozenset(
     {"id", "binary_data_output", "triton_enable_empty_final_response", "sequence_id", "sequence_start", "sequence_end"}
 )
-
-_SHOWN_CHARS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +62,7 @@ def check_parameters(parameters: Iterable[str], ignored: Iterable[str]) -> None:
     """
     unknown = sorted(set(parameters) - _TRITON_PARAMETERS - set(ignored))
     if unknown:
-        raise InvalidRequestError(
-            unknown[0][:_SHOWN_CHARS], "unknown parameter", f"the inputs {', '.join(FIELD_KINDS)}"
-        )
+        raise InvalidRequestError(unknown[0][:SHOWN_CHARS], "unknown parameter", f"the inputs {', '.join(FIELD_KINDS)}")
 
 
 def build_spec(

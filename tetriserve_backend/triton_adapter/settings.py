@@ -88,11 +88,11 @@ class SupervisorSettings(BaseModel):
         no_rank_timeout_s: how long no rank at all may be usable before probes count as failed. A lost rank
             loads its model anew, so this must be longer than that takes.
         exit_timeout_s: how long tritonserver may take to end, once drained, before it is killed.
-        open_apis: which of `CLOSABLE_APIS` every client may call; the others refuse all. Through them anybody could
-            name files for the server to write and memory for it to read, and before Triton 25.07 take it over
-            (CVE-2025-23319, 23320, 23334). `model-repository`, by which models are loaded and unloaded, and code of
-            a client's own could be, is closed only where that is possible (`--model-control explicit`) and other
-            machines reach the server.
+        open_apis: which of `shared-memory`, `trace`, `logging` and `model-repository` every client may call; the
+            others refuse all. Through them anybody could name files for the server to write and memory for it to
+            read, and before Triton 25.07 take it over (CVE-2025-23319, 23320, 23334). `model-repository`, by which
+            models are loaded and unloaded, and code of a client's own could be, is closed only where that is possible
+            (`--model-control explicit`) and other machines reach the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

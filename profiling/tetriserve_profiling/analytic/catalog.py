@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.domain.validation import what_is_wrong
+from tetriserve_backend.domain.validation import what_is_wrong, where_it_is
 
 _HERE = Path(__file__).parent
 
@@ -64,7 +64,7 @@ def check_description(values: object, of: type[_Described], origin: str) -> _Des
         return of.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = where_it_is(first)
         if first["type"] == "missing":
             problem = "missing; expected a value"
         elif first["type"] == "extra_forbidden":

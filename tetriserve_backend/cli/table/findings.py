@@ -49,20 +49,11 @@ class Expectation:
 Entry: TypeAlias = StepEntry | EncodeEntry | DecodeEntry
 
 
-def label(entry: Entry) -> str:
-    """An entry in words."""
-    if isinstance(entry, EncodeEntry):
+def label(entry: Entry | AbsentEntry) -> str:
+    """An entry, or what could not be had, in words."""
+    if isinstance(entry, EncodeEntry) or (isinstance(entry, AbsentEntry) and entry.kind == "encode"):
         return str(encode_work(entry.batch))
-    if isinstance(entry, DecodeEntry):
-        return str(decode_work(entry.height, entry.width))
-    return str(step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg))
-
-
-def absent_label(entry: AbsentEntry) -> str:
-    """What could not be had, in words."""
-    if entry.kind == "encode":
-        return str(encode_work(entry.batch))
-    if entry.kind == "decode":
+    if isinstance(entry, DecodeEntry) or (isinstance(entry, AbsentEntry) and entry.kind == "decode"):
         return str(decode_work(entry.height, entry.width))
     return str(step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg))
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, absent_label
+from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, label
 from tetriserve_backend.cli.table.flat_settings import flat_settings
 from tetriserve_backend.cli.table.grid import Grid, grids_of
 from tetriserve_backend.latency_table.document import TableDocument
@@ -62,7 +62,7 @@ def print_table(document: TableDocument, console: Console) -> None:
     for line in hand_over_lines(document):
         console.print(line)
     for entry in document.absent:
-        console.print(f"absent: {absent_label(entry)}: {entry.reason}", markup=False, soft_wrap=True)
+        console.print(f"absent: {label(entry)}: {entry.reason}", markup=False, soft_wrap=True)
 
 
 def hand_over_lines(document: TableDocument) -> Iterator[str]:

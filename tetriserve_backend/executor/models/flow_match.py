@@ -172,16 +172,17 @@ class FlowMatchModel(ABC):
             _row(i, time, negative=True) if has_two else None
             for i, time, has_two in zip(inputs, timesteps, guided, strict=True)
         ]
+        filled = [n or p for n, p in zip(negative, positive, strict=True)]
         if split is None:
             if self._is_compiled and any(guided):
                 # Each number of rows is compiled by itself, and ahead only for batches that are all guided or all not.
-                negative = [n or p for n, p in zip(negative, positive, strict=True)]
+                negative = [*filled]
             rows = [row for row in negative if row is not None]
             both = iter(_rows_of(self._velocity([*rows, *positive])))
             against = [next(both) if row is not None else None for row in negative]
             towards = list(both)
         else:
-            own = [n or p for n, p in zip(negative, positive, strict=True)] if split.is_unconditional else positive
+            own = filled if split.is_unconditional else positive
             first, second = split.exchange(self._velocity(own))
             against, towards = [*_rows_of(first)], [*_rows_of(second)]
         return [

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tetriserve_backend.domain.validation import what_is_wrong
+from tetriserve_backend.domain.validation import what_is_wrong, where_it_is
 from tetriserve_backend.simulator.trace import TraceError, TraceRequest
 from tetriserve_backend.simulator.workload.arrivals import arrival_times_s
 from tetriserve_backend.simulator.workload.spec import WorkloadSpec
@@ -107,7 +107,7 @@ def _rows(path: Path) -> Iterator[_Row]:
             row = _Row.model_validate({**_fields(line.strip()), "line": number})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
+            field = where_it_is(first)
             raise TraceError(f"trace {path}:{number}: {field}: {what_is_wrong(first)}") from None
         except (SyntaxError, ValueError) as error:
             raise TraceError(f"trace {path}:{number}: expected Request(name=value, …) or a JSON object") from error
