@@ -16,8 +16,8 @@ DEMO_MODELS: Mapping[str, DemoConfig] = {
     "demo-flux": DemoFluxConfig(),
     "demo-sd3": DemoSd3Config(),
     # For the live benchmark on two cores: a second rank is of no use to 128², and nearly halves a step of 768². With
-    # the VAE of `demo-flux`, decoding 768² would take three times as long as a step.
-    "demo-flux-bench": DemoFluxConfig(vae_channels=(4, 4, 8, 8)),
+    # the layers of `demo-flux` a run would take longer, and with its VAE decoding 768² three times as long as a step.
+    "demo-flux-bench": DemoFluxConfig(num_single_layers=1, vae_channels=(4, 4, 8, 8)),
 }
 """What may be named instead of a directory."""
 

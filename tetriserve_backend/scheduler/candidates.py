@@ -17,10 +17,11 @@ SURVIVOR_VALUE = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class RoundWindow:
-    """The time slice that is being planned."""
+    """The time slice that is being planned: a round, or what is left of one (`is_rest`), which nothing may outlast."""
 
     start_s: float
     length_s: float
+    is_rest: bool = False
 
     @property
     def end_s(self) -> float:
@@ -34,7 +35,7 @@ class Candidate:
 
     Attributes:
         max_steps: whole steps that fit into the round at each usable degree, behind an encode if one is due;
-            where not one fits at any degree, one at the fastest, which then outlasts the round.
+            where not one fits into a whole round at any degree, one at the fastest, which then outlasts it.
         lead_in_s: seconds before its first step (encode, dispatch).
         tail_s: seconds behind its last step (decode, and the dispatch of the rounds in between).
         slack_s: deadline minus the earliest possible finish; negative for a request that is late already.
@@ -91,7 +92,7 @@ class Candidate:
 
 
 def make_candidates(requests: Iterable[RequestView], model: CostModel, window: RoundWindow) -> list[Candidate]:
-    """Candidates of the requests, in their order."""
+    """Candidates of the requests, in their order; for the rest of a round only those of which a step fits into it."""
     steps_of: dict[tuple[int, int, bool], dict[int, int]] = {}
     candidates = []
     for view in requests:
@@ -101,7 +102,9 @@ def make_candidates(requests: Iterable[RequestView], model: CostModel, window: R
         key = (request.height, request.width, encodes)
         max_steps = steps_of.get(key)
         if max_steps is None:
-            max_steps = steps_of[key] = _max_steps(costs, window.length_s - lead_in_s)
+            max_steps = steps_of[key] = _max_steps(costs, window, lead_in_s)
+        if not any(max_steps.values()):
+            continue
         fastest = costs.fastest
         rounds = view.remaining_steps // max(1, max_steps[fastest.sp_degree])
         tail_s = costs.decode_s + rounds * costs.dispatch_s
@@ -137,8 +140,8 @@ def _whole_steps(costs: ShapeCosts, room_s: float) -> dict[int, int]:
     return {degree: int(room_s / step_s) for degree, step_s in costs.step_s.items()}
 
 
-def _max_steps(costs: ShapeCosts, room_s: float) -> dict[int, int]:
-    max_steps = _whole_steps(costs, room_s)
-    if not any(max_steps.values()):
+def _max_steps(costs: ShapeCosts, window: RoundWindow, lead_in_s: float) -> dict[int, int]:
+    max_steps = _whole_steps(costs, window.length_s - lead_in_s)
+    if not window.is_rest and not any(max_steps.values()):
         max_steps[costs.fastest.sp_degree] = 1
     return max_steps

@@ -46,7 +46,7 @@ def plan_round(
     for share in outlasting:
         # One step is longer than the round: rather than never, it runs on into the next round. Not beside
         # requests that can still make it, because there the rank would be missed.
-        share.num_steps = max(1, share.num_steps)
+        share.num_steps = max(0 if share.window.is_rest else 1, share.num_steps)
     return [share for share in shares if share.num_steps]
 
 

@@ -14,7 +14,7 @@ from tetriserve_backend.scheduler.round_plan import plan_round
 from tetriserve_backend.scheduler.scale_up import Share
 from tetriserve_backend.scheduler.stages import batch_chain, chain
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
-from tetriserve_backend.scheduler.waking import next_wake_s, wake_ahead_s
+from tetriserve_backend.scheduler.waking import next_wake_s
 
 _TOLERANCE_S = 1e-9
 
@@ -23,12 +23,13 @@ class RoundPolicy:
     """Plans the whole world once per round of τ seconds.
 
     At a boundary every free rank is divided anew: allocation, packing, batches, best effort, scale-up, placement.
-    Between boundaries, work that is already decided runs: what a round sends ends with the decode of each
-    request that has no steps left. Idle ranks encode arrivals, so that they start the next round with their
-    first step. When all ranks are idle a round starts at once.
+    What a round sends ends with the decode of each request that has no steps left. A rank that is idle before the
+    boundary gets what fits into the rest of the round, in the same way; where no step fits, it encodes arrivals, so
+    that they start the next round with their first step. When all ranks are idle a round starts at once.
 
-    A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, and
-    a round starts later still, with the first request that is ready, where nobody could use it.
+    A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, so what
+    begins amid a round may end as late as that. The round itself starts with the first request that is ready, where
+    nobody could use it before.
 
     Args:
         settings: see `SchedulerSettings`.
@@ -61,16 +62,16 @@ class RoundPolicy:
         assignments = _decode(ready, free)
         ready = [request for request in ready if request.next_kind is not SegmentKind.DECODE]
         ends_s: list[float] = []
-        if due and free and ready:
+        if free and ready:
             start_s = max(now_s, *(rank.free_at_s for rank in view.ranks if rank.rank in free))
-            window = RoundWindow(start_s, self._round_length_s)
+            window = self._window(start_s, due)
             shares = plan_round(
                 make_candidates(ready, self._model, window),
                 GroupBudget(view.world_size, free),
                 self._settings,
                 self._batcher,
             )
-            if shares:
+            if due and shares:
                 self._round_end_s = window.end_s
             for share, placement in self._place(shares, view, free):
                 assignments += batch_chain(share.batch, placement, share.num_steps)
@@ -96,6 +97,13 @@ class RoundPolicy:
         limit_s = self._round_end_s + self._settings.boundary_grace * self._round_length_s
         return not any(horizon_s < rank.free_at_s <= limit_s for rank in view.ranks)
 
+    def _window(self, start_s: float, due: bool) -> RoundWindow:
+        """The next round from there, or what is left of this one: no rank idles in it while someone can use it."""
+        if due:
+            return RoundWindow(start_s, self._round_length_s)
+        limit_s = self._round_end_s + self._settings.boundary_grace * self._round_length_s
+        return RoundWindow(start_s, limit_s - start_s, is_rest=True)
+
     def _place(self, shares: Sequence[Share], view: SchedulerView, free: set[int]) -> list[tuple[Share, Placement]]:
         preserve = self._settings.placement_preservation
         demands = [
@@ -119,13 +127,11 @@ class RoundPolicy:
         return assignments
 
     def _wake_s(self, view: SchedulerView, now_s: float, ends_s: list[float]) -> float | None:
-        """Ahead of the boundary, or of the moment from which all ranks are idle; past the boundary, of any end."""
+        """Ahead of the boundary, and of any end."""
         horizon_s = now_s + view.lead_s
         if self._round_end_s <= horizon_s + _TOLERANCE_S:
             return next_wake_s(view, now_s, ends_s, with_ranks=True)
-        idle_from_s = max([*ends_s, *(rank.free_at_s for rank in view.ranks)], default=now_s)
-        at_s = min(self._round_end_s, idle_from_s) if idle_from_s > horizon_s else self._round_end_s
-        return wake_ahead_s(view, now_s, at_s)
+        return next_wake_s(view, now_s, [*ends_s, self._round_end_s], with_ranks=True)
 
 
 def _decode(ready: Sequence[RequestView], free: set[int]) -> list[Assignment]:

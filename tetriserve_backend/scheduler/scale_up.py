@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.scheduler.batch import Batch
-from tetriserve_backend.scheduler.candidates import Candidate
+from tetriserve_backend.scheduler.candidates import Candidate, RoundWindow
 from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.groups import GroupBudget
 
@@ -29,6 +29,11 @@ class Share:
     def costs(self) -> ShapeCosts:
         """What their steps cost."""
         return self.candidates[0].costs
+
+    @property
+    def window(self) -> RoundWindow:
+        """The time that it is for."""
+        return self.candidates[0].window
 
     def steps_at(self, sp_degree: int) -> int:
         """Steps that the round can hold at a degree, until the first of the requests is done."""

@@ -79,8 +79,14 @@ def test_round_length_fits_whole_steps_of_every_resolution(h100):
     model = CostModel(h100, 8)
     shapes = [model.of_shape(*shape) for shape in h100.resolutions]
     length_s = round_length_s(shapes, 5)
-    assert length_s == pytest.approx(5 * h100.step_s(512, 512, 2) + h100.dispatch_s)
+    assert length_s == pytest.approx(5 * h100.step_s(512, 512, 1) + h100.dispatch_s)
     assert [int((length_s - h100.dispatch_s) / costs.fastest.step_s + 1e-9) for costs in shapes] == [6, 5, 4, 2]
+
+
+def test_round_length_fits_whole_steps_of_every_degree():
+    """Four steps of 0.12 s fit as well as five, but only five end where steps on one rank do."""
+    shapes = [CostModel(make_table({512: (0.2, 0.12)}, 2), 2).of_shape(512, 512)]
+    assert round_length_s(shapes, 5) == pytest.approx(0.6)
 
 
 def test_a_round_holds_at_least_one_step_of_the_slowest_resolution():

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.scheduler.conftest import check_plan, denoise_of, idle_view, make_request, serve, waiting
-from tetriserve_backend.domain import Assignment, Placement, SegmentKind
+from tetriserve_backend.domain import Assignment, Placement, Plan, SegmentKind
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
@@ -115,14 +115,38 @@ def test_a_round_ends_before_its_boundary_and_the_next_is_planned_ahead(policy_o
     assert plan.wake_at_s is not None and plan.wake_at_s <= policy.round_length_s
 
 
-def test_between_boundaries_an_idle_rank_encodes_an_arrival(policy_of):
-    policy = policy_of()
+def amid_a_round(policy, now_s, *requests) -> Plan:
+    """What the policy plans at `now_s` for four idle ranks, while the others run until the boundary."""
     first = make_request("first", 1024)
     policy.plan(idle_view([waiting(first)], WORLD, 8, 0.0), 0.0)
-    busy = dict.fromkeys(range(4), 0.32)
-    view = with_busy([running(first, 16, (0, 1, 2, 3), 0.32), waiting(make_request("new", 256))], busy, 0.1)
-    plan = policy.plan(view, 0.1)
+    busy = running(first, 16, (0, 1, 2, 3), policy.round_length_s)
+    view = with_busy([busy, *requests], dict.fromkeys(range(4), policy.round_length_s), now_s)
+    plan = policy.plan(view, now_s)
+    check_plan(plan, view, now_s)
+    return plan
+
+
+def test_between_boundaries_an_idle_rank_runs_what_fits_into_the_rest_of_the_round(policy_of, h100):
+    policy = policy_of()
+    rest_s = 1.1 * policy.round_length_s - 0.1
+    steps = denoise_of(amid_a_round(policy, 0.1, waiting(make_request("new", 256))))["new"]
+    fit = int((rest_s - h100.encode_s() - 2 * h100.dispatch_s) / h100.step_s(256, 256, 1))
+    assert steps == ((4,), fit) and 0 < fit < 5
+    steps = denoise_of(amid_a_round(policy, 0.1, waiting(make_request("wide", 1024), steps=9)))["wide"]
+    assert steps == ((4, 5, 6, 7), int((rest_s - h100.dispatch_s) / h100.step_s(1024, 1024, 4)))
+
+
+def test_between_boundaries_an_idle_rank_encodes_an_arrival_of_which_no_step_fits(policy_of):
+    plan = amid_a_round(policy_of(), 0.29, waiting(make_request("new", 256)))
     assert plan.assignments == (Assignment(SegmentKind.ENCODE, ("new",), Placement((4,))),)
+
+
+@pytest.mark.parametrize("slo_s", [0.1, 9.0])
+def test_nothing_that_begins_amid_a_round_outlasts_it_by_more_than_the_grace(policy_of, slo_s):
+    """A step of 2048×2048 takes 0.31 s on the four ranks that are idle."""
+    huge = waiting(make_request("huge", 2048, slo_s=slo_s), steps=20)
+    assert amid_a_round(policy_of(), 0.1, huge).assignments == ()
+    assert denoise_of(amid_a_round(policy_of(boundary_grace=0.25), 0.1, huge))["huge"] == ((4, 5, 6, 7), 1)
 
 
 def test_no_encode_is_started_that_would_outlast_the_round(policy_of):
