@@ -66,7 +66,8 @@ bench-batching: $(VENV)/.base  ## FLUX and SD3 mixed, with batches and without, 
 bench-overhead: $(VENV)/.base  ## what serving costs beside the bare model, gaps, time per decision
 	@$(BIN)/tetriserve bench-overhead $(BENCH_ARGS)
 
-lint: $(VENV)/.dev  ## style, types, layers
+lint: $(VENV)/.dev  ## style, types, layers, marks that a merge has left
+	@! git grep -nE '^(<{7}|>{7})( |$$)'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -16,8 +16,9 @@ class SchedulerSettings(BaseModel):
             fastest degree (`round_length.py`). Fewer react sooner to arrivals, more switch less often (§6, Fig. 15).
         placement_preservation: `tetriserve` keeps a request on the ranks of its last round where it can;
             off, each round places anew from the lowest rank (§4.2.3).
-        elastic_scale_up: `tetriserve` and `tetris` give ranks that the packing left idle to whoever gains from
-            them; off, they idle until the next round (§4.2.3) or plan, unless a late request can use them.
+        elastic_scale_up: `tetriserve` and `tetris` give ranks that the packing left idle, or that are idle before
+            the end of a round, to whoever gains from them; off, they idle until the next round (§4.2.3) or plan,
+            unless a late request can use them.
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
             for ranks that are about to finish (a decode, a segment slower than its profile, work that an idle rank
             began amid the round). More leaves fewer ranks idle, and keeps more of them waiting for others.

@@ -23,8 +23,8 @@ class RoundPolicy:
     """Plans the whole world once per round of τ seconds.
 
     At a boundary every free rank is divided anew: allocation, packing, batches, best effort, scale-up, placement.
-    What a round sends ends with the decode of each request that has no steps left. A rank that is idle before the
-    boundary gets what fits into the rest of the round, in the same way; where no step fits, it encodes arrivals, so
+    What a round sends ends with the decode of each request that has no steps left. With scale-up, a rank that is idle
+    before the boundary gets what fits into the rest of the round, in the same way. Otherwise it encodes arrivals, so
     that they start the next round with their first step. When all ranks are idle a round starts at once.
 
     A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, so what
@@ -62,7 +62,7 @@ class RoundPolicy:
         assignments = _decode(ready, free)
         ready = [request for request in ready if request.next_kind is not SegmentKind.DECODE]
         ends_s: list[float] = []
-        if free and ready:
+        if free and ready and (due or self._settings.elastic_scale_up):
             start_s = max(now_s, *(rank.free_at_s for rank in view.ranks if rank.rank in free))
             window = self._window(start_s, due)
             shares = plan_round(
@@ -80,7 +80,8 @@ class RoundPolicy:
                     ready.remove(request)
                 free.difference_update(placement.ranks)
         assignments += self._encode_ahead(ready, free, now_s)
-        return Plan(tuple(assignments), self._wake_s(view, now_s, ends_s))
+        wake_at_s = next_wake_s(view, now_s, [*ends_s, self._round_end_s], with_ranks=True)
+        return Plan(tuple(assignments), wake_at_s)
 
     def _fit_round(self) -> None:
         self._fitted_version = self._model.version
@@ -125,13 +126,6 @@ class RoundPolicy:
                 ids = (request.request.request_id,)
                 assignments.append(Assignment(SegmentKind.ENCODE, ids, Placement((rank,))))
         return assignments
-
-    def _wake_s(self, view: SchedulerView, now_s: float, ends_s: list[float]) -> float | None:
-        """Ahead of the boundary, and of any end."""
-        horizon_s = now_s + view.lead_s
-        if self._round_end_s <= horizon_s + _TOLERANCE_S:
-            return next_wake_s(view, now_s, ends_s, with_ranks=True)
-        return next_wake_s(view, now_s, [*ends_s, self._round_end_s], with_ranks=True)
 
 
 def _decode(ready: Sequence[RequestView], free: set[int]) -> list[Assignment]:

@@ -136,8 +136,9 @@ def test_between_boundaries_an_idle_rank_runs_what_fits_into_the_rest_of_the_rou
     assert steps == ((4, 5, 6, 7), int((rest_s - h100.dispatch_s) / h100.step_s(1024, 1024, 4)))
 
 
-def test_between_boundaries_an_idle_rank_encodes_an_arrival_of_which_no_step_fits(policy_of):
-    plan = amid_a_round(policy_of(), 0.29, waiting(make_request("new", 256)))
+@pytest.mark.parametrize(("now_s", "elastic"), [(0.29, True), (0.1, False)])
+def test_between_boundaries_an_idle_rank_encodes_an_arrival_of_which_no_step_may_run(policy_of, now_s, elastic):
+    plan = amid_a_round(policy_of(elastic_scale_up=elastic), now_s, waiting(make_request("new", 256)))
     assert plan.assignments == (Assignment(SegmentKind.ENCODE, ("new",), Placement((4,))),)
 
 
