@@ -20,8 +20,7 @@ class SchedulerSettings(BaseModel):
             the end of a round, to whoever gains from them; off, they idle until the next round (§4.2.3) or plan,
             unless a late request can use them.
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
-            for ranks that are about to finish (a decode, a segment slower than its profile, work that an idle rank
-            began amid the round). More leaves fewer ranks idle, and keeps more of them waiting for others.
+            for ranks that are about to finish (a decode, a segment slower than its profile).
         late_limit_s: a request that is late by this much goes before all others, on one rank (`tetriserve`) or as
             soon as its group can be had (`rssp`), so that nobody starves under lasting overload; None leaves
             late requests the leftovers only, as in the paper.

@@ -27,9 +27,8 @@ class RoundPolicy:
     before the boundary gets what fits into the rest of the round, in the same way. Otherwise it encodes arrivals, so
     that they start the next round with their first step. When all ranks are idle a round starts at once.
 
-    A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, so what
-    begins amid a round may end as late as that. The round itself starts with the first request that is ready, where
-    nobody could use it before.
+    A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, and
+    a round starts later still, with the first request that is ready, where nobody could use it.
 
     Args:
         settings: see `SchedulerSettings`.
@@ -102,8 +101,7 @@ class RoundPolicy:
         """The next round from there, or what is left of this one: no rank idles in it while someone can use it."""
         if due:
             return RoundWindow(start_s, self._round_length_s)
-        limit_s = self._round_end_s + self._settings.boundary_grace * self._round_length_s
-        return RoundWindow(start_s, limit_s - start_s, is_rest=True)
+        return RoundWindow(start_s, self._round_end_s - start_s, is_rest=True)
 
     def _place(self, shares: Sequence[Share], view: SchedulerView, free: set[int]) -> list[tuple[Share, Placement]]:
         preserve = self._settings.placement_preservation
