@@ -20,7 +20,7 @@ _TOLERANCE_S = 1e-9
 
 
 class RoundPolicy:
-    """Plans the whole world once per round of τ seconds.
+    """Plans the whole world once per round of τ seconds, and ranks that are idle before its end.
 
     At a boundary every free rank is divided anew: allocation, packing, batches, best effort, scale-up, placement.
     What a round sends ends with the decode of each request that has no steps left. With scale-up, a rank that is idle
@@ -52,7 +52,7 @@ class RoundPolicy:
         return self._round_length_s
 
     def plan(self, view: SchedulerView, now_s: float) -> Plan:
-        """The next round at its boundary, and what cannot wait between two boundaries."""
+        """The next round at its boundary; between two boundaries, what fits there and what cannot wait."""
         if self._fitted_version != self._model.version:
             self._fit_round()
         free = set(view.available_ranks(now_s))
