@@ -34,8 +34,8 @@ class DemoConfig:
 class DemoFluxConfig(DemoConfig):
     """A FLUX.1 directory; the defaults are those of `demo-flux`.
 
-    So many single layers that a step of 512×512 on two cores lasts at least 200 times as long as handing its latent over, much
-    of which is waking up a core that idles.
+    So many single layers that a step of 512×512 on two cores lasts at least 200 times as long as handing its latent
+    over, much of which is waking up a core that idles.
     """
 
     num_single_layers: int = 3
