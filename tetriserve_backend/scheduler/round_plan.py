@@ -45,8 +45,9 @@ def plan_round(
         outlasting += rest
     for share in outlasting:
         # One step is longer than the round: rather than never, it runs on into the next round. Not beside
-        # requests that can still make it, because there the rank would be missed.
-        share.num_steps = max(0 if share.window.is_rest else 1, share.num_steps)
+        # requests that can still make it, because there the rank would be missed; nor from the rest of a round.
+        if not share.num_steps and not share.window.is_rest:
+            share.num_steps = 1
     return [share for share in shares if share.num_steps]
 
 

@@ -149,15 +149,7 @@ def test_nothing_that_begins_amid_a_round_outlasts_it(policy_of, slo_s):
 
 
 def test_no_encode_is_started_that_would_outlast_the_round(policy_of):
-    policy = policy_of()
-    first = make_request("first", 1024)
-    policy.plan(idle_view([waiting(first)], WORLD, 8, 0.0), 0.0)
-    view = with_busy(
-        [running(first, 16, (0, 1, 2, 3), 0.32), waiting(make_request("new", 256))],
-        dict.fromkeys(range(4), 0.32),
-        0.31,
-    )
-    assert policy.plan(view, 0.31).assignments == ()
+    assert amid_a_round(policy_of(), 0.31, waiting(make_request("new", 256))).assignments == ()
 
 
 def test_when_all_ranks_are_idle_a_round_starts_at_once(policy_of):
@@ -196,11 +188,7 @@ def test_next_round_is_sent_within_lead_of_the_end_of_the_last(policy_of):
 
 
 def test_lost_decode_is_done_at_once_even_between_boundaries(policy_of):
-    policy = policy_of()
-    first = make_request("first", 1024)
-    policy.plan(idle_view([waiting(first)], WORLD, 8, 0.0), 0.0)
-    requests = [running(first, 16, (0, 1, 2, 3), 0.32), waiting(make_request("again", 256), steps=0)]
-    plan = policy.plan(with_busy(requests, dict.fromkeys(range(4), 0.32), 0.1), 0.1)
+    plan = amid_a_round(policy_of(), 0.1, waiting(make_request("again", 256), steps=0))
     assert plan.assignments == (Assignment(SegmentKind.DECODE, ("again",), Placement((4,))),)
 
 
