@@ -21,6 +21,9 @@ class SchedulerSettings(BaseModel):
             unless a late request can use them.
         boundary_grace: how far `tetriserve` may put off a round's start, as a share of the round, to wait
             for ranks that are about to finish (a decode, a segment slower than its profile).
+        boundary_overrun: how far beyond the end of a round of `tetriserve`, as a share of the round, a request may go
+            on that the next round would keep on its ranks, where no step of anybody fits into the rest of this one; 0
+            has these ranks idle until then. With scale-up only.
         late_limit_s: a request that is late by this much goes before all others, on one rank (`tetriserve`) or as
             soon as its group can be had (`rssp`), so that nobody starves under lasting overload; None leaves
             late requests the leftovers only, as in the paper.
@@ -55,6 +58,7 @@ class SchedulerSettings(BaseModel):
     placement_preservation: bool = True
     elastic_scale_up: bool = True
     boundary_grace: float = Field(default=0.1, ge=0.0, le=1.0)
+    boundary_overrun: float = Field(default=0.5, ge=0.0, le=1.0)
     late_limit_s: float | None = Field(default=120.0, ge=0.0)
     rssp_degrees: dict[str, int] | None = None
     rssp_min_efficiency: float = Field(default=0.9, gt=0.0, le=1.0)

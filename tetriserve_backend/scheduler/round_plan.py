@@ -1,13 +1,63 @@
 """Who runs in a round, and on how many ranks: packing, best effort and scale-up put together (§4.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
 
-from tetriserve_backend.scheduler.candidates import Candidate
+from tetriserve_backend.domain import Placement
+from tetriserve_backend.scheduler.candidates import Candidate, RoundWindow, make_candidates
 from tetriserve_backend.scheduler.config import SchedulerSettings
+from tetriserve_backend.scheduler.costs import CostModel
 from tetriserve_backend.scheduler.groups import GroupBudget
 from tetriserve_backend.scheduler.packing import pack_options
+from tetriserve_backend.scheduler.placement import PlacementDemand, place
 from tetriserve_backend.scheduler.round_batches import RoundBatcher
 from tetriserve_backend.scheduler.scale_up import Share, scale_up
+from tetriserve_backend.scheduler.view import RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedShare:
+    """A share of a round and the ranks that it is on."""
+
+    share: Share
+    placement: Placement
+
+
+class RoundPlanner:
+    """Divides ranks among requests for a slice of time: who, on how many ranks, and which.
+
+    Args:
+        settings: see `SchedulerSettings`.
+        model: what shapes cost.
+    """
+
+    def __init__(self, settings: SchedulerSettings, model: CostModel) -> None:
+        self._settings, self._model = settings, model
+        self._batcher = RoundBatcher(model, settings.max_batch)
+
+    def divide(
+        self, requests: Iterable[RequestView], ranks: Set[int], world_size: int, window: RoundWindow
+    ) -> list[PlacedShare]:
+        """Shares of at least one step each, on `ranks` alone, which are free at the window's start.
+
+        Requests stay where they were as far as they can, if the settings say so (§4.2.3).
+
+        Args:
+            requests: that may run, in order of arrival, each as it is at the window's start.
+            ranks: to divide.
+            world_size: ranks of the whole world.
+            window: the time that is planned.
+        """
+        candidates = make_candidates(requests, self._model, window)
+        shares = plan_round(candidates, GroupBudget(world_size, ranks), self._settings, self._batcher)
+        preserve = self._settings.placement_preservation
+        demands = [
+            PlacementDemand(batch.request.request_id, share.sp_degree, batch.placement if preserve else None)
+            for share in shares
+            for batch in (share.batch,)
+        ]
+        placed = place(demands, world_size, ranks)
+        return [PlacedShare(share, placed[share.batch.request.request_id]) for share in shares]
 
 
 def plan_round(

@@ -1,22 +1,46 @@
 """TetriServe's round scheduler: the paper's policy as a whole (§4.2)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from tetriserve_backend.domain import Assignment, Placement, Plan, SegmentKind
-from tetriserve_backend.scheduler.candidates import RoundWindow, make_candidates
+from tetriserve_backend.scheduler.batch import Batch
+from tetriserve_backend.scheduler.candidates import RoundWindow
 from tetriserve_backend.scheduler.config import SchedulerSettings
-from tetriserve_backend.scheduler.costs import CostModel
-from tetriserve_backend.scheduler.groups import GroupBudget
-from tetriserve_backend.scheduler.placement import PlacementDemand, place
-from tetriserve_backend.scheduler.round_batches import RoundBatcher
+from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
 from tetriserve_backend.scheduler.round_length import round_length_s
-from tetriserve_backend.scheduler.round_plan import plan_round
-from tetriserve_backend.scheduler.scale_up import Share
+from tetriserve_backend.scheduler.round_plan import RoundPlanner
 from tetriserve_backend.scheduler.stages import batch_chain, chain
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 from tetriserve_backend.scheduler.waking import next_wake_s
 
 _TOLERANCE_S = 1e-9
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One call of `plan`: what may still be planned, and what is; owned by that call.
+
+    Attributes:
+        free: ranks without work.
+        ready: requests that need their encode or steps and may have them, in order of arrival.
+        assignments: what the plan sends.
+        ends_s: when it should end, share by share.
+    """
+
+    free: set[int]
+    ready: list[RequestView]
+    assignments: list[Assignment]
+    ends_s: list[float]
+
+    def send(self, batch: Batch, costs: ShapeCosts, placement: Placement, num_steps: int, start_s: float) -> None:
+        """Plan steps of a batch with what they bring along."""
+        self.assignments += batch_chain(batch, placement, num_steps)
+        self.ends_s.append(start_s + costs.batch_chain_s(batch, placement.sp_degree, num_steps))
+        for request in batch.members:
+            self.ready.remove(request)
+        self.free.difference_update(placement.ranks)
 
 
 class RoundPolicy:
@@ -25,10 +49,13 @@ class RoundPolicy:
     At a boundary every free rank is divided anew: allocation, packing, batches, best effort, scale-up, placement.
     What a round sends ends with the decode of each request that has no steps left. With scale-up, a rank that is idle
     before the boundary gets what fits into the rest of the round, in the same way. Otherwise it encodes arrivals, so
-    that they start the next round with their first step. When all ranks are idle a round starts at once.
+    that they start the next round with their first step. A request for which no step fits, but which the next round
+    would keep on its ranks, goes on there at once, by one step that ends at most `boundary_overrun` of a round behind
+    the boundary. When all ranks are idle a round starts at once.
 
-    A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, and
-    a round starts later still, with the first request that is ready, where nobody could use it.
+    A boundary is put off by up to `boundary_grace` of a round for ranks that are just about to finish, other than
+    those that go on across it, and a round starts later still, with the first request that is ready, where nobody
+    could use it.
 
     Args:
         settings: see `SchedulerSettings`.
@@ -37,9 +64,11 @@ class RoundPolicy:
 
     def __init__(self, settings: SchedulerSettings, model: CostModel) -> None:
         self._settings, self._model = settings, model
-        self._batcher = RoundBatcher(model, settings.max_batch)
+        self._planner = RoundPlanner(settings, model)
         self._fit_round()
         self._round_end_s = float("-inf")
+        self._overrunning: set[int] = set()
+        self._told_to_wait: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -56,31 +85,19 @@ class RoundPolicy:
         if self._fitted_version != self._model.version:
             self._fit_round()
         free = set(view.available_ranks(now_s))
+        self._overrunning -= free
         due = self._round_is_due(view, free, now_s)
         ready = [request for request in view.requests if view.is_ready(request, now_s)]
         assignments = _decode(ready, free)
         ready = [request for request in ready if request.next_kind is not SegmentKind.DECODE]
-        ends_s: list[float] = []
-        if free and ready and (due or self._settings.elastic_scale_up):
-            start_s = max(now_s, *(rank.free_at_s for rank in view.ranks if rank.rank in free))
-            window = self._window(start_s, due)
-            shares = plan_round(
-                make_candidates(ready, self._model, window),
-                GroupBudget(view.world_size, free),
-                self._settings,
-                self._batcher,
-            )
-            if due and shares:
-                self._round_end_s = window.end_s
-            for share, placement in self._place(shares, view, free):
-                assignments += batch_chain(share.batch, placement, share.num_steps)
-                ends_s.append(start_s + share.costs.batch_chain_s(share.batch, share.sp_degree, share.num_steps))
-                for request in share.batch.members:
-                    ready.remove(request)
-                free.difference_update(placement.ranks)
-        assignments += self._encode_ahead(ready, free, now_s)
-        wake_at_s = next_wake_s(view, now_s, [*ends_s, self._round_end_s], with_ranks=True)
-        return Plan(tuple(assignments), wake_at_s)
+        turn = _Turn(free, ready, assignments, [])
+        if due or self._settings.elastic_scale_up:
+            self._divide(view, turn, now_s, due=due)
+        self._encode_ahead(turn, now_s)
+        if not due and self._settings.elastic_scale_up:
+            self._go_on(view, turn, now_s)
+        wake_at_s = next_wake_s(view, now_s, [*turn.ends_s, self._round_end_s], with_ranks=True)
+        return Plan(tuple(turn.assignments), wake_at_s)
 
     def _fit_round(self) -> None:
         self._fitted_version = self._model.version
@@ -95,35 +112,88 @@ class RoundPolicy:
         if horizon_s < self._round_end_s - _TOLERANCE_S:
             return False
         limit_s = self._round_end_s + self._settings.boundary_grace * self._round_length_s
-        return not any(horizon_s < rank.free_at_s <= limit_s for rank in view.ranks)
+        return not any(
+            horizon_s < rank.free_at_s <= limit_s and rank.rank not in self._overrunning for rank in view.ranks
+        )
 
-    def _window(self, start_s: float, due: bool) -> RoundWindow:
-        """The next round from there, or what is left of this one: no rank idles in it while someone can use it."""
+    def _divide(self, view: SchedulerView, turn: _Turn, now_s: float, *, due: bool) -> None:
+        """The free ranks: for the next round, or for what is left of this one."""
+        if not turn.free or not turn.ready:
+            return
+        start_s = max(now_s, *(rank.free_at_s for rank in view.ranks if rank.rank in turn.free))
         if due:
-            return RoundWindow(start_s, self._round_length_s)
-        return RoundWindow(start_s, self._round_end_s - start_s, is_rest=True)
+            window = RoundWindow(start_s, self._round_length_s)
+        else:
+            window = RoundWindow(start_s, self._round_end_s - start_s, is_rest=True)
+        placed = self._planner.divide(turn.ready, turn.free, view.world_size, window)
+        if due and placed:
+            self._round_end_s = window.end_s
+            self._told_to_wait.clear()
+        for one in placed:
+            share = one.share
+            turn.send(share.batch, share.costs, one.placement, share.num_steps, start_s)
 
-    def _place(self, shares: Sequence[Share], view: SchedulerView, free: set[int]) -> list[tuple[Share, Placement]]:
-        preserve = self._settings.placement_preservation
-        demands = [
-            PlacementDemand(batch.request.request_id, share.sp_degree, batch.placement if preserve else None)
-            for share in shares
-            for batch in (share.batch,)
-        ]
-        placed = place(demands, view.world_size, free)
-        return [(share, placed[share.batch.request.request_id]) for share in shares]
-
-    def _encode_ahead(self, ready: Sequence[RequestView], free: set[int], now_s: float) -> list[Assignment]:
+    def _encode_ahead(self, turn: _Turn, now_s: float) -> None:
         """Encode on ranks that idle until the boundary; not where the encode would outlast it."""
-        assignments = []
-        for request in ready:
-            in_time = now_s + self._model.of(request.request).encode_s <= self._round_end_s
-            if free and in_time and request.next_kind is SegmentKind.ENCODE:
-                rank = min(free)
-                free.remove(rank)
-                ids = (request.request.request_id,)
-                assignments.append(Assignment(SegmentKind.ENCODE, ids, Placement((rank,))))
-        return assignments
+        for request in tuple(turn.ready):
+            costs = self._model.of(request.request)
+            in_time = now_s + costs.encode_s <= self._round_end_s
+            if turn.free and in_time and request.next_kind is SegmentKind.ENCODE:
+                turn.send(Batch((request,)), costs, Placement((min(turn.free),)), 0, now_s)
+
+    def _go_on(self, view: SchedulerView, turn: _Turn, now_s: float) -> None:
+        """One step each of those whom the next round would keep on ranks that idle until it begins.
+
+        The next round is planned as it would be by what is known now. A rank that should be another request's then,
+        or part of a wider group, waits for it; so does a request that was told so once, until that round.
+        """
+        boundary_s = max(now_s, self._round_end_s)
+        latest_s = boundary_s + self._settings.boundary_overrun * self._round_length_s
+        placements = self._placements_for_one_step(turn, latest_s - now_s)
+        if self._told_to_wait.issuperset(placements):
+            return
+        self._told_to_wait.update(placements)
+        near_s = boundary_s + self._settings.boundary_grace * self._round_length_s
+        placed = self._planner.divide(
+            _as_sent((request for request in view.requests if request.ready_at_s <= near_s), turn.assignments),
+            {rank.rank for rank in view.ranks if rank.free_at_s <= near_s},
+            view.world_size,
+            RoundWindow(boundary_s, self._round_length_s),
+        )
+        for one in placed:
+            batch, costs, at = one.share.batch, one.share.costs, one.placement
+            stays = all(placements.get(request_id) == at for request_id in batch.request_ids)
+            if stays and now_s + costs.batch_chain_s(batch, at.sp_degree, 1) <= latest_s:
+                turn.send(batch, costs, at, 1, now_s)
+                self._overrunning.update(at.ranks)
+
+    def _placements_for_one_step(self, turn: _Turn, room_s: float) -> dict[str, Placement]:
+        """Requests whose last ranks are idle and could do a step of theirs within `room_s`, and these ranks."""
+        return {
+            request.request.request_id: at
+            for request in turn.ready
+            if (at := request.placement) is not None
+            and request.next_kind is SegmentKind.DENOISE
+            and turn.free.issuperset(at.ranks)
+            and self._model.of(request.request).step_s.get(at.sp_degree, math.inf) <= room_s
+        }
+
+
+def _as_sent(requests: Iterable[RequestView], assignments: Sequence[Assignment]) -> list[RequestView]:
+    """The requests as they are when this is done; those that then need no more steps are left out."""
+    num_steps: dict[str, int] = {}
+    for entry in assignments:
+        for request_id in entry.request_ids:
+            num_steps[request_id] = num_steps.get(request_id, 0) + entry.num_steps
+    views = []
+    for view in requests:
+        request_id, then = view.request.request_id, view
+        if request_id in num_steps:
+            left = view.remaining_steps - num_steps[request_id]
+            then = replace(view, next_kind=SegmentKind.DENOISE, remaining_steps=left)
+        if then.remaining_steps and then.next_kind is not SegmentKind.DECODE:
+            views.append(then)
+    return views
 
 
 def _decode(ready: Sequence[RequestView], free: set[int]) -> list[Assignment]:

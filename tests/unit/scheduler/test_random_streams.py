@@ -38,6 +38,7 @@ ROUNDS = st.builds(
     placement_preservation=st.booleans(),
     elastic_scale_up=st.booleans(),
     boundary_grace=st.sampled_from([0.0, 0.1, 0.5]),
+    boundary_overrun=st.sampled_from([0.0, 0.5, 1.0]),
     late_limit_s=st.sampled_from([None, 0.0, 2.0]),
     max_batch=st.sampled_from([1, 2, 4]),
 )

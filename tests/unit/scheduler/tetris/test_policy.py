@@ -1,6 +1,7 @@
 """Who is saved, who waits, who works ahead: the policy seen from outside."""
 
 import random
+from statistics import fmean
 
 import pytest
 
@@ -296,13 +297,14 @@ def test_a_forecast_changes_no_plan(table):
 
 @pytest.mark.parametrize("slo_scale", [1.0, 1.5])
 def test_it_beats_the_paper_on_the_load_of_the_paper(h100, slo_scale):
-    rng = random.Random(7)
-    now_s, requests = 0.0, []
-    for index in range(200):
-        now_s += rng.expovariate(36 / 60)
-        side = rng.choice(list(SLO_S))
-        requests.append(make_request(f"r{index}", side, arrival_s=now_s, slo_s=SLO_S[side] * slo_scale))
-    ours, paper = (
-        serve(requests, h100, 8, SchedulerSettings(policy=name)).slo_attainment for name in ("tetris", "tetriserve")
-    )
+    def attained(policy: str, seed: int) -> float:
+        rng = random.Random(seed)
+        now_s, requests = 0.0, []
+        for index in range(200):
+            now_s += rng.expovariate(36 / 60)
+            side = rng.choice(list(SLO_S))
+            requests.append(make_request(f"r{index}", side, arrival_s=now_s, slo_s=SLO_S[side] * slo_scale))
+        return serve(requests, h100, 8, SchedulerSettings(policy=policy)).slo_attainment
+
+    ours, paper = (fmean(attained(policy, seed) for seed in (7, 8, 9)) for policy in ("tetris", "tetriserve"))
     assert ours > paper + 0.01
