@@ -303,6 +303,10 @@ class LatencyTable:
         """Seconds of one step of this shape at its fastest degree."""
         return self.step_s(height, width, self.fastest_degree(height, width))
 
+    def speed_up(self, height: int, width: int) -> float:
+        """How many times as fast as on one rank a step of this shape is at its fastest degree; 1 or more."""
+        return self.step_s(height, width, 1) / self.fastest_step_s(height, width)
+
     def check_resolution(self, height: int, width: int) -> None:
         """Refuse a shape that this table cannot tell the time of.
 

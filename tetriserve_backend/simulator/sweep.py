@@ -1,10 +1,11 @@
 """A grid of workloads, each served by several policies beside the bound."""
 
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -157,13 +158,21 @@ def run_sweep(
         for cell in cells:
             yield _run_cell(spec, table, cell, bound_cache)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_parent) as pool:
         jobs = [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]
         try:
             for job in jobs:
                 yield job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.kill()
+            raise
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    """A terminal sends it to all processes: one that it met with the lock of the results in hand would keep that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def table_with_dispatch(table: LatencyTable, dispatch_s: float) -> LatencyTable:

@@ -75,7 +75,8 @@ def _check_results(out: Path, printed: str) -> None:
     live, fidelity = ((out / f"comparison.{n}.csv").read_text(encoding="utf-8").splitlines() for n in (1, 2))
     assert [row.partition(",")[0] for row in live[1:]] == POLICIES == [row.partition(",")[0] for row in fidelity[1:]]
     assert all(row.endswith(",good") for row in live[1:]), live
-    assert "live and simulated" in printed and "fixed-sp1" in (out / "comparison.md").read_text(encoding="utf-8")
+    assert "live and simulated" in printed and "lead of tetris over the best static policy, fixed-sp1" in printed
+    assert "fixed-sp1" in (out / "comparison.md").read_text(encoding="utf-8")
     assert "<img" in (out / "report.html").read_text(encoding="utf-8")
 
 

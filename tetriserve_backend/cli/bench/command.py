@@ -16,7 +16,7 @@ from rich.status import Status
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.evaluate import evaluate
 from tetriserve_backend.cli.bench.live import LiveBench
-from tetriserve_backend.cli.bench.measuring import measure, measure_at_pace
+from tetriserve_backend.cli.bench.measuring import measure, measure_at_pace, measure_fastest
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
 from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
 from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
@@ -81,7 +81,8 @@ def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTa
         return LatencyTable.load(folder.table)
     if (factor := spec.hold_pace) is not None and not folder.pace_table.exists():
         with console.status("measuring the fastest moments") as line:
-            fastest = measure(spec.server, spec.profile, _teller(line, "measuring the fastest moments"), choose=min)
+            tell = _teller(line, "measuring the fastest moments")
+            fastest = measure_fastest(spec.server, spec.profile, tell, speed_up=spec.expect_speed_up)
         fastest.corrected(lambda work: factor).save(folder.pace_table)
     if not folder.table.exists():
         with console.status("measuring the latency table") as line:
@@ -143,7 +144,7 @@ class _Benchmark:
             return
         shown = [run for run in done if run.cell == done[-1].cell]
         if self.spec.where is Where.LIVE:
-            sheets = live_sheets(evaluate(done, self.folder, self.table, self.grid.engine))
+            sheets = live_sheets(evaluate(done, self.folder, self.table, self.grid.engine), self.table)
             title = "Live serving"
         else:
             sheets = simulated_sheets(self.grid, self.folder)

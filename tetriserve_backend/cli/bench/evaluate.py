@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from tetriserve_backend.cli.bench.compare import LiveResult
 from tetriserve_backend.cli.bench.observed import read_events, segments_of, write_timeline
 from tetriserve_backend.cli.bench.predicted import Prediction, ServedTrace, Simulator, image_seconds
 from tetriserve_backend.cli.bench.replay import read_answers
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder
+from tetriserve_backend.cli.bench.totals import LiveResult
 from tetriserve_backend.cli.overhead.gaps import idle_share
 from tetriserve_backend.cli.timeline_check import find_problems, find_trace_problems
 from tetriserve_backend.engine.config import EngineSettings

@@ -64,6 +64,9 @@ class BenchSpec(BaseModel):
             first, and keep to that (`model.pace_table`): on a machine whose speed wanders, a run is then one that can
             be repeated, and foretold. The latency table is measured at that pace, and a run in which they could not
             keep to it is done again (two at most). None lets them go as fast as they can (LIVE only).
+        expect_speed_up: how many times as fast as one rank the fastest degree should be at the largest resolution.
+            Where ranks together were never so quick while their fastest moment was measured, that is measured again
+            (three times at most); with `hold_pace` only. The comparison tells what it was.
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
@@ -85,6 +88,7 @@ class BenchSpec(BaseModel):
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
     hold_pace: float | None = Field(default=None, ge=1)
+    expect_speed_up: float | None = Field(default=None, ge=1)
     server: ServerSettings = ServerSettings()
     output_format: ImageFormat = ImageFormat.JPEG
     take_turns: bool = False
@@ -116,6 +120,8 @@ class BenchSpec(BaseModel):
             raise ValueError("hold_pace: only for live runs whose latency table is measured")
         if self.hold_pace is not None and self.server.model.device == "cuda":
             raise ValueError("hold_pace: only on CPU; GPUs keep to a pace with locked clocks")
+        if self.expect_speed_up is not None and self.hold_pace is None:
+            raise ValueError("expect_speed_up: goes with hold_pace, for which the fastest moments are measured")
         if self.server.model.pace_table is not None:
             raise ValueError("server.model.pace_table: not a setting of a benchmark's server; see hold_pace")
         if self.load is not None and len(self.grid.mixes) > 1:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.cli.bench.test_results import some_summary
-from tetriserve_backend.cli.bench.compare import LiveResult, live_sheets
+from tests.unit.simulator.conftest import small_table
+from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
+from tetriserve_backend.cli.bench.totals import LiveResult
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.simulator.sweep import Variant
 from tetriserve_backend.simulator.workload import WorkloadSpec
@@ -42,12 +44,13 @@ def sheets():
             result("tetris", 1, live=8, at_pace=9, mean_s=3.0),
             result("rssp", 0, live=5, at_pace=5),
             result("rssp", 1, live=6, at_pace=5, problems=("GPU 0: overlap",)),
-        ]
+        ],
+        small_table(),
     )
 
 
-def test_one_workload_has_a_table_of_what_happened_and_two_of_what_was_predicted(sheets):
-    titles = ["live", "live and simulated, SLO met", "live and simulated, mean latency"]
+def test_one_workload_has_a_table_of_what_happened_two_of_what_was_predicted_and_the_gist(sheets):
+    titles = ["live", "live and simulated, SLO met", "live and simulated, mean latency", "in short"]
     assert [sheet.title.partition(":")[0] for sheet in sheets] == titles
     assert column(sheets[0], "policy") == ["tetris", "rssp"]
 
@@ -93,8 +96,33 @@ def test_runs_at_another_pace_and_requests_without_an_image_are_told():
         [
             result("tetris", 0, live=9, at_pace=9, pace=1.02),
             result("tetris", 1, live=9, at_pace=9, pace=1.4, errors=("no rank left", "gone")),
-        ]
+        ],
+        small_table(),
     )
     assert not any("c000" in note for note in served.notes)
     slow, failed = (note for note in served.notes if note.startswith("c001.tetris"))
     assert "pace 1.40" in slow and "2 requests" in failed and "no rank left" in failed
+
+
+def test_the_gist_has_the_leads_the_worst_predictions_the_most_idle_time_and_what_ranks_gain_together():
+    paper = result("tetriserve", 0, live=9, at_pace=9)
+    (*_, gist) = live_sheets(
+        [
+            result("tetris", 0, live=9, at_pace=9),
+            replace(paper, idle_share=0.02),
+            result("fixed-sp1", 0, live=4, at_pace=5),
+            result("rssp", 0, live=6, at_pace=5, mean_s=2.0),
+        ],
+        small_table(),
+    )
+    assert gist.rows == (
+        ("lead of tetris over the best static policy, rssp, which met 60.0%", "+30.0 points"),
+        ("lead of tetris over tetriserve, which met 90.0%", "+0.0 points"),
+        ("SLO met, furthest predicted by table", "rssp, -20.0 points"),
+        ("mean latency, furthest predicted by table", "tetris, +30.0%"),
+        ("most idle between segments of a request on unchanged ranks", "tetriserve, 2.00%"),
+        (
+            "times as fast as one rank: a step at its fastest degree, of 4 ranks",
+            "256x256 1.43, 512x512 3.08",
+        ),
+    )

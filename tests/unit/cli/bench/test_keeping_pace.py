@@ -7,7 +7,7 @@ import pytest
 from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.cli.bench import measuring
 from tetriserve_backend.cli.bench.keeping_pace import behind_pace, kept_pace
-from tetriserve_backend.cli.bench.measuring import measure_at_pace
+from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest
 from tetriserve_backend.domain import Placement, Segment, SegmentKind, SegmentPart, ServerError
 from tetriserve_backend.latency_table.work import step_work
 from tetriserve_backend.simulator.pace import TimedSegment
@@ -48,7 +48,7 @@ def measured_as(monkeypatch, *tables):
     """The next tables that are measured; what they were made of."""
     waiting, asked = list(tables), []
 
-    def measure(server, profile, tell, *, choose, with_moves):
+    def measure(server, profile, tell, *, choose, with_moves=False):
         asked.append((choose, with_moves))
         return waiting.pop(0)
 
@@ -67,3 +67,31 @@ def test_a_machine_that_never_leaves_the_ranks_their_time_is_an_error_that_says_
     measured_as(monkeypatch, *[disturbed(1.4)] * 3)
     with pytest.raises(ServerError, match=r"1\.40 times.*larger hold_pace"):
         measure_at_pace(ServerSettings(), PROFILE, PACE, lambda text: None)
+
+
+WIDEST = step_work(512, 512, sp=4)
+"""3.08 times as fast as on one rank."""
+
+
+def crowded(times, fast=1.0):
+    """Four ranks together took so many times as long as they could, everything else `fast` of its time."""
+    return PACE.corrected(lambda work: times if work == WIDEST else fast)
+
+
+def test_fastest_moments_are_measured_again_until_ranks_together_were_quick(monkeypatch):
+    asked, told = measured_as(monkeypatch, crowded(2.0), crowded(1.0, fast=1.5)), []
+    found = measure_fastest(ServerSettings(), PROFILE, told.append, speed_up=2.0)
+    assert asked == [(min, False)] * 2 and "1.82 times as fast as one" in told[-1]
+    assert all(found.seconds(work) == pytest.approx(PACE.seconds(work)) for work in PACE.works), "the best of both"
+
+
+def test_fastest_moments_are_taken_as_they_are_where_no_gain_is_expected(monkeypatch):
+    asked = measured_as(monkeypatch, crowded(2.0))
+    found = measure_fastest(ServerSettings(), PROFILE, lambda text: None, speed_up=None)
+    assert found.seconds(WIDEST) == pytest.approx(2 * PACE.seconds(WIDEST)) and len(asked) == 1
+
+
+def test_a_machine_on_which_ranks_gain_nothing_together_is_measured_three_times_and_taken_as_it_is(monkeypatch):
+    asked = measured_as(monkeypatch, *[crowded(2.0)] * 3)
+    assert measure_fastest(ServerSettings(), PROFILE, lambda text: None, speed_up=2.0).speed_up(512, 512) < 2.0
+    assert len(asked) == 3

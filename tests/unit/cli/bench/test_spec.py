@@ -57,6 +57,7 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ),
         ({"hold_pace": 0.9}, "hold_pace: .*greater than or equal to 1"),
         ({"hold_pace": 1.5, "server": {"model": {"device": "cuda"}}}, "hold_pace: only on CPU"),
+        ({"expect_speed_up": 1.7}, "expect_speed_up: goes with hold_pace"),
         ({"grid": {**GRID, "slowdown": 1.5}}, "grid.slowdown: only the simulator"),
         ({"grid": {**GRID, "policies": ["tetris", {"name": "tetris", "scheduler": {}}]}}, "two are named 'tetris'"),
         ({"grid": {**GRID, "policies": ["fixed_sp1"]}}, "fixed_sp1: .*allowed: tetris"),

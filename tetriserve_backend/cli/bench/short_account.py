@@ -1,0 +1,62 @@
+"""The gist of a live benchmark: leads, the worst predictions, and what ranks gain together."""
+
+from collections.abc import Sequence
+
+from tetriserve_backend.cli.bench.totals import PolicyResults
+from tetriserve_backend.cli.reporting.sheet import Sheet
+from tetriserve_backend.latency_table import LatencyTable
+
+_NOT_STATIC = frozenset({"tetris", "tetriserve"})
+"""Policies that change the degree of a request while it runs."""
+
+
+def short_account(workload: str, groups: Sequence[PolicyResults], table: LatencyTable) -> Sheet:
+    """A few figures of one workload.
+
+    Args:
+        workload: in words.
+        groups: the policies; the first one is compared with the others.
+        table: what their servers planned with.
+    """
+    static = [group for group in groups if group.scheduling not in _NOT_STATIC]
+    others = [group for group in groups[1:] if group not in static]
+    best = [max(static, key=lambda group: group.live().attained)] if static else []
+    rows = [
+        *(_lead(groups[0], group, "the best static policy, ") for group in best if group is not groups[0]),
+        *(_lead(groups[0], group, "") for group in others),
+        *_furthest_predicted(groups),
+        _longest_idle(groups),
+        _speed_ups(table),
+    ]
+    return Sheet(f"in short: {workload}", ("what", "figure"), tuple(rows))
+
+
+def _lead(first: PolicyResults, other: PolicyResults, what: str) -> tuple[str, str]:
+    whom = f"{what}{other.policy}, which met {other.live().attained:.1%}"
+    return f"lead of {first.policy} over {whom}", f"{first.lead_points(other)} points"
+
+
+def _furthest_predicted(groups: Sequence[PolicyResults]) -> list[tuple[str, str]]:
+    points: dict[str, float] = {}
+    shares: dict[str, float] = {}
+    for group in groups:
+        live, (by_table, _) = group.live(), group.expected()
+        points[group.policy] = 100 * (by_table.mean.attained - live.attained)
+        if live.mean_latency_s:
+            shares[group.policy] = by_table.mean.mean_latency_s / live.mean_latency_s - 1
+    worst = max(points, key=lambda name: abs(points[name]))
+    rows = [("SLO met, furthest predicted by table", f"{worst}, {points[worst]:+.1f} points")]
+    if shares:
+        worst = max(shares, key=lambda name: abs(shares[name]))
+        rows.append(("mean latency, furthest predicted by table", f"{worst}, {shares[worst]:+.1%}"))
+    return rows
+
+
+def _longest_idle(groups: Sequence[PolicyResults]) -> tuple[str, str]:
+    worst = max(groups, key=lambda group: group.idle_share())
+    return "most idle between segments of a request on unchanged ranks", f"{worst.policy}, {worst.idle_share():.2%}"
+
+
+def _speed_ups(table: LatencyTable) -> tuple[str, str]:
+    gains = (f"{height}x{width} {table.speed_up(height, width):.2f}" for height, width in table.resolutions)
+    return f"times as fast as one rank: a step at its fastest degree, of {table.world_size} ranks", ", ".join(gains)

@@ -1,0 +1,120 @@
+"""What the live runs of a policy come to together, and what was predicted of them."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tetriserve_backend.cli.bench.predicted import Prediction
+from tetriserve_backend.cli.bench.results import BenchRun
+from tetriserve_backend.simulator.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class LiveResult:
+    """One live run beside its predictions.
+
+    Attributes:
+        live: what happened.
+        images_on_time: requests whose image file was there by the deadline.
+        errors: why clients got no image, request by request.
+        by_table: predicted from the measured latency tables.
+        at_pace: predicted from these and how fast the ranks were during the run.
+        pace: seconds of work over what the table says.
+        idle_share: see `overhead.gaps.idle_share`.
+        simulated_idle_share: the same at pace: what of it the policy wanted.
+        problems: what is wrong with its timeline.
+    """
+
+    run: BenchRun
+    live: Summary
+    images_on_time: int
+    errors: tuple[str, ...]
+    by_table: Prediction
+    at_pace: Prediction
+    pace: float
+    idle_share: float
+    simulated_idle_share: float
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """SLO attainment over all requests, and mean latency over those that finished."""
+
+    attained: float
+    mean_latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The mean of several simulations, and their standard deviation."""
+
+    mean: Total
+    deviation: Total
+
+
+def _total(summaries: Sequence[Summary]) -> Total:
+    parts = [(summary.latency_s["mean"], summary.latency_s["count"]) for summary in summaries]
+    return Total(
+        sum(s.on_time for s in summaries) / max(1, sum(s.requests for s in summaries)),
+        sum(mean * count for mean, count in parts) / max(1, sum(count for _, count in parts)),
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResults:
+    """One policy on the same workload with several seeds."""
+
+    policy: str
+    results: tuple[LiveResult, ...]
+
+    @property
+    def scheduling(self) -> str:
+        """The name by which configuration chooses the policy."""
+        return self.results[0].run.variant.scheduler.policy
+
+    def live(self) -> Total:
+        """What happened."""
+        return _total([result.live for result in self.results])
+
+    def _predicted(self, of: Callable[[LiveResult], Prediction]) -> Expected:
+        """What was predicted, and how far the draws lie apart."""
+        totals = [_total(draw) for draw in zip(*(of(result).draws for result in self.results), strict=True)]
+        attained, latency_s = [total.attained for total in totals], [total.mean_latency_s for total in totals]
+        return Expected(
+            Total(statistics.fmean(attained), statistics.fmean(latency_s)),
+            Total(_deviation(attained), _deviation(latency_s)),
+        )
+
+    def expected(self) -> tuple[Expected, Expected]:
+        """What was predicted by table and at pace."""
+        return self._predicted(lambda result: result.by_table), self._predicted(lambda result: result.at_pace)
+
+    def images(self, count: Callable[[LiveResult], float]) -> float:
+        """Share of requests whose image file was there in time."""
+        return sum(map(count, self.results)) / max(1, sum(result.live.requests for result in self.results))
+
+    def idle_share(self) -> float:
+        """Mean over the traces of what `LiveResult.idle_share` says."""
+        return statistics.fmean(result.idle_share for result in self.results)
+
+    def lead_points(self, other: "PolicyResults") -> str:
+        """Mean of own SLO attainment minus the other's, trace by trace, in percentage points.
+
+        With its standard error where there are several traces.
+        """
+        theirs = {result.run.cell: result.live.slo_attainment for result in other.results}
+        gains = [
+            100 * (result.live.slo_attainment - theirs[result.run.cell])
+            for result in self.results
+            if result.run.cell in theirs
+        ]
+        if not gains:
+            return "no trace in common"
+        error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
+        return f"{statistics.fmean(gains):+.1f}{error}"
