@@ -159,9 +159,8 @@ def run_sweep(
             yield _run_cell(spec, table, cell, bound_cache)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_parent) as pool:
-        jobs = [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]
         try:
-            for job in jobs:
+            for job in [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]:
                 yield job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -155,6 +155,35 @@ def test_ctrl_c_leaves_and_shows_the_cells_of_a_sweep_that_are_done(processes):
     assert "means over the grid" in stdout
 
 
+def test_a_sweep_does_not_wait_for_long_cells_when_it_is_interrupted_nor_leave_them_behind():
+    Path("grid.yaml").write_text(
+        "policies: [fixed-sp8]\nmixes: [uniform]\nslo_scales: [1.0, 1.5]\nrates_per_minute: [24]\nseeds: [1]\n"
+        "workload: {requests: 100000000}\nbound_time_limit_s: 0\n"
+    )
+    command = [sys.executable, "-m", "tetriserve_backend.cli.app", "sweep", "--config", "grid.yaml"]
+    with subprocess.Popen(
+        [*command, "--latency-table", str(TABLE), "--processes", "2"], stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline_s = time.monotonic() + 60.0
+        # The two that run cells, and what keeps account of what they share.
+        while len(workers.read_text().split()) < 3 and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60.0)
+    assert process.returncode == 130 and b"0 of 2 cells are done" in stderr, stderr
+    left_s = time.monotonic() + 10.0
+    while _is_there(process.pid) and time.monotonic() < left_s:
+        time.sleep(0.02)
+    assert not _is_there(process.pid)
+
+
+def _is_there(process_group: int) -> bool:
+    """Whether a process of the group has not ended; one that nobody has asked for its status has."""
+    stats = (path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists())
+    return any(int(group) == process_group and state != "Z" for state, _, group, *_ in stats)
+
+
 def test_each_model_of_a_trace_has_a_table_of_its_own():
     lines = [json.loads(line) for line in make_trace("--mix", "256x256").read_text().splitlines()]
     slow = json.loads(TABLE.read_text())
