@@ -69,6 +69,8 @@ class EngineCore:
         self._roster = ModelRoster(self._tables)
         self._draining = self._is_resting = False
         self._timer_at_s: float | None = None
+        self._working: tuple[int, ...] = ()
+        self._working_of: tuple[tuple[int, ...], frozenset[int]] = ((), frozenset())
 
     # -- questions ------------------------------------------------------------------------------------
 
@@ -297,7 +299,15 @@ class EngineCore:
 
     def view(self, now_s: float) -> SchedulerView:
         """What the policy sees at `now_s`."""
-        return self._views.view(self._requests, self._world.usable_ranks, self._world.size, now_s)
+        return self._views.view(self._requests, self._working_ranks(), self._world.size, now_s)
+
+    def _working_ranks(self) -> tuple[int, ...]:
+        """The usable ranks without those that rest; the same object as long as nothing changes."""
+        usable, resting = self._world.usable_ranks, self._drift.resting_ranks
+        if usable is not self._working_of[0] or resting is not self._working_of[1]:
+            working = tuple(rank for rank in usable if rank not in resting)
+            self._working_of, self._working = (usable, resting), working or usable
+        return self._working
 
     def _plan(self, now_s: float, out: list[Command]) -> None:
         if not self._requests:

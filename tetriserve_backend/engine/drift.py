@@ -9,9 +9,10 @@ from tetriserve_backend.domain import LatencyTableError, Segment
 from tetriserve_backend.engine.config import DriftSettings
 from tetriserve_backend.engine.model_drift import ModelDrift, ShapeDrift
 from tetriserve_backend.engine.prediction import num_works
-from tetriserve_backend.engine.rank_speeds import RankSpeeds
+from tetriserve_backend.engine.rank_speeds import RankSpeeds, SlowRanks
+from tetriserve_backend.engine.resting_ranks import RestingRanks
 from tetriserve_backend.latency_table import LatencyTables, Work, work_of
-from tetriserve_backend.scheduler.groups import aligned_groups
+from tetriserve_backend.scheduler.groups import Ranks, aligned_groups
 
 _SHORTEST_S = 1e-4
 """Below that, what is measured is the clock."""
@@ -27,11 +28,12 @@ _RANK_MIN_SAMPLES = 20
 
 @dataclass(frozen=True, slots=True)
 class RankDrift:
-    """A rank's times over those of the middle rank, from `samples` segments."""
+    """A rank's times over those of the middle rank, from `samples` segments; `rests` if it gets no work therefore."""
 
     rank: int
     ratio: float
     samples: int
+    rests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class DriftMonitor:
 
     What is measured has two reasons: the work may take longer than the table says, and a rank may be slower than
     the others. A corrected table holds the times on the ranks of the middle, times what slow ranks cost on average
-    over the groups of each size; `slowness` says how far given ranks are from that.
+    over the groups of each size; `slowness` says how far given ranks are from that. Ranks that are too slow to be of
+    use rest.
 
     Args:
         tables: what the engine and its policy plan with; corrected tables are put here.
@@ -70,10 +73,11 @@ class DriftMonitor:
         self._tables, self._settings, self._world_size = tables, settings, world_size
         self._models: dict[str, ModelDrift] = {}
         self._ranks = RankSpeeds(world_size, settings.half_life)
+        self._resting = RestingRanks(settings.rest_ratio if settings.correction else None, _RANK_MIN_SAMPLES)
         self._slow_ranks: dict[int, float] = {}
         self._average: dict[int, float] = {}
-        self._warned_ranks: set[int] = set()
-        self._relative = [1.0] * world_size
+        self._warned_ranks: set[Ranks] = set()
+        self._relative = SlowRanks((1.0,) * world_size, {})
         self._reviewed_s = -math.inf
         self._warnings = 0
 
@@ -81,6 +85,11 @@ class DriftMonitor:
     def slow_ranks(self) -> Mapping[int, float]:
         """Ranks that take longer than the others, and how many times as long; empty unless drift is corrected."""
         return self._slow_ranks
+
+    @property
+    def resting_ranks(self) -> frozenset[int]:
+        """Ranks that should get no work, unless there are no others; the same object until that changes."""
+        return self._resting.ranks
 
     def observe(self, segment: Segment, start_s: float, end_s: float, now_s: float) -> list[str]:
         """A segment took from `start_s` to `end_s` on its ranks; what an operator should be told about it."""
@@ -94,12 +103,14 @@ class DriftMonitor:
             return []
         ratio = measured_s / expected_s
         # What a slow rank adds says nothing about the work, and the other way round.
+        usual = model.usual(work)
         warning = model.add(work, ratio, self._slowest_of(ranks))
-        self._ranks.add(ranks, ratio / model.usual(work))
+        if usual is not None:
+            self._ranks.add(ranks, ratio / usual)
         warnings = [warning] if warning else []
         if now_s >= self._reviewed_s + _REVIEW_S:
             self._reviewed_s = now_s
-            warnings += self._review()
+            warnings += self._review(now_s)
         self._warnings += len(warnings)
         return warnings
 
@@ -110,12 +121,16 @@ class DriftMonitor:
     def forget_rank(self, rank: int) -> None:
         """The rank is lost; its next worker may be as fast as any."""
         self._ranks.forget(rank)
+        self._resting.forget(rank)
 
     def snapshot(self) -> DriftSnapshot:
         """What is known since the last review."""
         return DriftSnapshot(
             shapes=tuple(shape for model in self._models.values() for shape in model.shapes()),
-            ranks=tuple(RankDrift(r, ratio, self._ranks.samples(r)) for r, ratio in enumerate(self._relative)),
+            ranks=tuple(
+                RankDrift(rank, ratio, self._ranks.samples(rank), rank in self._resting.ranks)
+                for rank, ratio in enumerate(self._relative.ratios)
+            ),
             warnings=self._warnings,
             corrected=tuple(name for name, model in self._models.items() if model.is_corrected),
         )
@@ -132,22 +147,36 @@ class DriftMonitor:
     def _slowest_of(self, ranks: Sequence[int]) -> float:
         return max(self._slow_ranks.get(rank, 1.0) for rank in ranks) if self._slow_ranks else 1.0
 
-    def _review(self) -> list[str]:
+    def _review(self, now_s: float) -> list[str]:
         self._relative = self._ranks.relative()
+        warnings = self._rank_warnings()
         if self._settings.correction:
-            known = self._slow_ranks
-            self._slow_ranks = {
-                rank: ratio
-                for rank, ratio in enumerate(self._relative)
-                if ratio >= (_STILL_SLOW if rank in known else _SLOW) and self._ranks.samples(rank) >= _RANK_MIN_SAMPLES
-            }
-            if self._slow_ranks.keys() != known.keys():
-                for model in self._models.values():
-                    model.doubt()
-            sizes = aligned_groups(self._world_size) if self._slow_ranks else {}
-            self._average = {size: statistics.fmean(map(self._slowest_of, groups)) for size, groups in sizes.items()}
+            resting = self._resting.ranks
+            samples = {rank: self._ranks.samples(rank) for rank in range(self._world_size)}
+            for rank in self._resting.review(self._relative, samples, now_s):
+                self._ranks.forget(rank)
+            warnings += [self._rest_warning(rank) for rank in sorted(self._resting.ranks - resting)]
+            self._note_slow_ranks()
             self._correct()
-        return self._rank_warnings()
+        return warnings
+
+    def _note_slow_ranks(self) -> None:
+        known = self._slow_ranks
+        self._slow_ranks = {
+            rank: ratio
+            for rank, ratio in enumerate(self._relative.ratios)
+            if ratio >= (_STILL_SLOW if rank in known else _SLOW) and self._ranks.samples(rank) >= _RANK_MIN_SAMPLES
+        }
+        if self._slow_ranks.keys() != known.keys():
+            for model in self._models.values():
+                model.doubt()
+        sizes = aligned_groups(self._world_size) if self._slow_ranks else {}
+        self._average = {size: self._average_of(groups) for size, groups in sizes.items()}
+
+    def _average_of(self, groups: Sequence[Ranks]) -> float:
+        """What slow ranks cost in these groups; in those that are in use, if any are."""
+        used = [group for group in groups if self._resting.ranks.isdisjoint(group)]
+        return statistics.fmean(map(self._slowest_of, used or groups))
 
     def _correct(self) -> None:
         for name in [name for name in self._models if name not in self._tables.models]:
@@ -157,20 +186,34 @@ class DriftMonitor:
                 self._tables.put(name, model.current)
 
     def _rank_warnings(self) -> list[str]:
+        """Of each set of ranks of which one is slow, once, until it is not suspected any more."""
+        suspects = self._relative.suspects
+        still = 1.0 + self._settings.threshold / 2
+        self._warned_ranks = {ranks for ranks in self._warned_ranks if suspects.get(ranks, 1.0) > still}
         warnings = []
-        for rank, ratio in enumerate(self._relative):
-            samples = self._ranks.samples(rank)
-            if ratio <= 1.0 + self._settings.threshold / 2:
-                self._warned_ranks.discard(rank)
-            elif ratio > 1.0 + self._settings.threshold and samples >= _RANK_MIN_SAMPLES:
-                if rank in self._warned_ranks:
-                    continue
-                self._warned_ranks.add(rank)
+        for ranks, ratio in suspects.items():
+            samples = min(map(self._ranks.samples, ranks))
+            if (
+                ratio > 1.0 + self._settings.threshold
+                and samples >= _RANK_MIN_SAMPLES
+                and ranks not in self._warned_ranks
+            ):
+                self._warned_ranks.add(ranks)
                 warnings.append(
-                    f"rank {rank} takes {ratio:.2f} times as long as the other ranks ({samples} segments); look at"
+                    f"{_named(ranks)} takes {ratio:.2f} times as long as the other ranks ({samples} segments); look at"
                     " its clocks, its temperature and what else runs there"
                 )
         return warnings
+
+    def _rest_warning(self, rank: int) -> str:
+        return (
+            f"rank {rank} gets no work for a while, since at {self._relative.ratios[rank]:.2f} times the time of the"
+            " others it costs more deadlines than it saves (engine.drift.rest_ratio)"
+        )
+
+
+def _named(ranks: Ranks) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"one of the ranks {', '.join(map(str, ranks))}"
 
 
 def _seconds(model: ModelDrift, work: Work) -> float:

@@ -23,6 +23,9 @@ many segments of the model."""
 _ENOUGH, _ENOUGH_STILL = 6.0, 1.0
 """Recent segments from which on a level may say something of its own, and until when."""
 
+_ENOUGH_USUAL = 3.0
+"""Recent segments of some work from which on others can be compared with them."""
+
 _SURE = 4.0
 """A level that says something of its own differs from the one above by so many standard errors …"""
 
@@ -112,13 +115,14 @@ class ModelDrift:
         for level in self._levels.values():
             level.doubt()
 
-    def usual(self, work: Work) -> float:
-        """The mean ratio of work that has been added.
+    def usual(self, work: Work) -> float | None:
+        """The mean ratio of that work, to tell by how much a further one is off; None until there was enough of it.
 
-        It is there from the first time on, unlike the factor: else ranks that happened to do more of it before the
-        factor was learnt would look slower than those that did more after.
+        It is there sooner than the factor: else ranks that happened to do more of it before the factor was learnt would
+        look slower than those that did more after.
         """
-        return self._levels[work].usual
+        level = self._levels.get(work)
+        return level.usual if level is not None and level.weight_at(self._samples) >= _ENOUGH_USUAL else None
 
     def correct(self, average: Mapping[int, float]) -> bool:
         """Make `current` anew if that is worth it; whether it was. `average`: what slow ranks cost, by degree."""
@@ -213,6 +217,10 @@ class _Level:
     @property
     def usual(self) -> float:
         return math.exp(self._mean.value)
+
+    def weight_at(self, now: int) -> float:
+        """How many segments it is worth."""
+        return self._mean.weight_at(now)
 
     @property
     def may_count(self) -> bool:

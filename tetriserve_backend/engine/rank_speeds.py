@@ -2,82 +2,107 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tetriserve_backend.engine.fading_mean import FadingMean
+from tetriserve_backend.scheduler.groups import Ranks
 
 _LIMIT = math.log(1.5)
-"""The most that one segment may tell: a hiccup is no slow GPU."""
+"""By how much one segment may differ from what a group did before, for what it tells: a hiccup is no slow GPU, but the
+mean of a slow one gets where it belongs in a few segments."""
 
 _FADE_PER_RANK = 64
-"""A rank that nobody uses any more, since it is slow, is soon as good as any: after so many segments, times ranks, half
-of what it did is forgotten."""
+"""A group that nobody uses any more, since it is slow, is soon as good as any: after so many segments, times ranks,
+half of what it did is forgotten."""
 
 _ENOUGH = 3.0
-"""Recent segments that a rank must have had at a degree until these tell something."""
+"""Recent segments that a group must have had until these tell something."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRanks:
+    """What is known of how slow ranks are beside the others of their world.
+
+    Attributes:
+        ratios: by rank, its times over those of the middle one; 1 where nothing is known. Of ranks that were only seen
+            together, the last one has the ratio of their group: so the group counts as slow, and what the others do
+            without that rank shows which of them it is.
+        suspects: ranks of which one at least is slow, and by how much; a single one where it is known which.
+    """
+
+    ratios: tuple[float, ...]
+    suspects: Mapping[Ranks, float]
 
 
 class RankSpeeds:
     """How slow each rank is, relative to the others.
 
     The ranks of a segment wait for the slowest of them, so one slow rank makes all those look slow that work with it.
-    Hence each degree is looked at by itself, beside the other ranks at that degree, and a rank is as slow as it was
-    where it looked fastest: a rank that is fast on its own is not to blame for its groups, nor is one that was only
-    seen together with a rank that is known to be slow. Work of the whole world together tells nothing of any one.
+    Hence groups are compared with others of their size, the narrow ones first, and a rank is as slow as its fastest
+    group: one that is fast on its own is not to blame for its groups, nor is one that was only seen together with a
+    rank that is known to be slow. Where no other group of a size was seen, as for the whole world, it tells nothing.
 
     Args:
         world_size: number of ranks.
-        half_life: after how many segments of a rank half of an estimate is new.
+        half_life: after how many segments of a group half of an estimate is new.
     """
 
     def __init__(self, world_size: int, half_life: float) -> None:
         self._half_life, self._fade = half_life, float(_FADE_PER_RANK * world_size)
         self._added = 0
-        self._seen: list[dict[int, FadingMean]] = [{} for _ in range(world_size)]
+        self._seen: dict[Ranks, FadingMean] = {}
         self._samples = [0] * world_size
 
     def samples(self, rank: int) -> int:
-        """Segments seen of a rank, or of its worker if that is not its first."""
+        """Segments seen of a rank since it was last forgotten."""
         return self._samples[rank]
 
     def add(self, ranks: Sequence[int], ratio: float) -> None:
         """A segment of these ranks took `ratio` (> 0) times as long as such segments take."""
         self._added += 1
-        value = max(-_LIMIT, min(_LIMIT, math.log(ratio)))
+        group = tuple(ranks)
+        mean = self._seen.get(group)
+        if mean is None:
+            mean = self._seen[group] = FadingMean(self._half_life, self._fade)
+        mean.add(max(mean.value - _LIMIT, min(mean.value + _LIMIT, math.log(ratio))), self._added)
         for rank in ranks:
             self._samples[rank] += 1
-            seen = self._seen[rank]
-            if len(ranks) not in seen:
-                seen[len(ranks)] = FadingMean(self._half_life, self._fade)
-            seen[len(ranks)].add(value, self._added)
 
     def forget(self, rank: int) -> None:
-        """The rank has a new worker: as fast as the middle one until it is measured."""
-        self._seen[rank] = {}
+        """The rank is as fast as the middle one until it is measured: it has a new worker, or a new chance."""
+        self._seen = {group: mean for group, mean in self._seen.items() if rank not in group}
         self._samples[rank] = 0
 
-    def relative(self) -> list[float]:
-        """By rank: its times over those of the middle rank; of two, the faster is the middle one."""
-        means = [
-            {degree: mean.value for degree, mean in seen.items() if mean.weight_at(self._added) >= _ENOUGH}
-            for seen in self._seen
-        ]
-        degrees = {degree for by_degree in means for degree in by_degree if degree < len(means)}
-        middle = {
-            degree: statistics.median_low(by_degree[degree] for by_degree in means if degree in by_degree)
-            for degree in degrees
-        }
+    def relative(self) -> SlowRanks:
+        """What the segments so far say; of two groups of a size, the faster is the middle one."""
+        by_size: dict[int, dict[Ranks, float]] = {}
+        for group, mean in self._seen.items():
+            if mean.weight_at(self._added) >= _ENOUGH:
+                by_size.setdefault(len(group), {})[group] = mean.value
         slowness: dict[int, float] = {}
-        for degree in sorted(degrees):
-            excess = {
-                rank: by_degree[degree] - middle[degree] for rank, by_degree in enumerate(means) if degree in by_degree
-            }
-            known = dict(slowness)
-            for rank, value in excess.items():
-                if rank in known:
-                    slowness[rank] = min(known[rank], value)
-                    continue
-                block = range(rank // degree * degree, (rank // degree + 1) * degree)
-                explained = max((known[other] for other in block if other in known), default=0.0)
-                slowness[rank] = 0.0 if explained > value / 2 else value
-        return [math.exp(slowness.get(rank, 0.0)) for rank in range(len(means))]
+        suspected: list[Ranks] = []
+        for _, groups in sorted(by_size.items()):
+            if len(groups) > 1:
+                middle = statistics.median_low(groups.values())
+                suspected += [_blame(group, value - middle, slowness) for group, value in sorted(groups.items())]
+        ratios = tuple(math.exp(slowness.get(rank, 0.0)) for rank in range(len(self._samples)))
+        return SlowRanks(ratios, {group: ratios[group[-1]] for group in suspected if group})
+
+
+def _blame(group: Ranks, excess: float, slowness: dict[int, float]) -> Ranks:
+    """Note what a group's time says of its ranks, and return those that it puts under suspicion.
+
+    Args:
+        group: ranks; those of narrower groups have been looked at.
+        excess: logarithm of its time over that of the middle group of its size.
+        slowness: by rank, logarithms; changed.
+    """
+    news = tuple(rank for rank in group if rank not in slowness)
+    explained = max((slowness[rank] for rank in group if rank in slowness), default=0.0) > excess / 2
+    for rank in group:
+        slowness[rank] = min(slowness.get(rank, 0.0), excess)
+    if explained or excess <= 0.0 or not news:
+        return ()
+    slowness[news[-1]] = excess
+    return news

@@ -17,6 +17,7 @@ from tetriserve_backend.engine.drift import DriftMonitor
 from tetriserve_backend.latency_table import LatencyTable, LatencyTables, Work
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
+from tetriserve_backend.simulator.virtual_world import VirtualWorld
 
 STEPS = 4
 
@@ -146,6 +147,79 @@ def test_a_slow_rank_is_told_from_slow_work(table, also_slower):
     for ranks in [(0,), (3,), (2, 3), (4, 5, 6, 7), (0, 1, 2, 3)]:
         expected = machine.step_factor(256, len(ranks)) * monitor.slowness(ranks)
         assert expected == pytest.approx(also_slower * (1.3 if 3 in ranks else 1.0), rel=0.03)
+
+
+def mixed_work(machine, slow, count, draw, *, ranks=8):
+    """Segments of all sizes on groups of working ranks; rank 3 takes `slow` times as long."""
+    for _ in range(count):
+        size = draw.choice([1, 1, 2, 4])
+        start = draw.randrange(0, ranks, size)
+        group = tuple(range(start, start + size))
+        if machine.monitor.resting_ranks.isdisjoint(group):
+            machine.run(group, (slow if 3 in group else 1.0) * draw.lognormvariate(0.0, 0.01))
+
+
+@pytest.mark.parametrize("slow", [2.0, 4.0, 20.0])
+def test_a_rank_that_is_of_little_use_rests_and_the_operator_is_told_of_it_alone(table, slow):
+    machine, draw = Machine(table, ranks=8), random.Random(4)
+    mixed_work(machine, slow, 300, draw)
+    assert machine.monitor.resting_ranks == {3}
+    assert [rank.rests for rank in machine.monitor.snapshot().ranks] == [rank == 3 for rank in range(8)]
+    texts = [text for text in machine.warnings if "rank" in text.partition(" takes ")[0] or "no work" in text]
+    assert any(text.startswith("rank 3 gets no work for a while") for text in texts)
+    accused = {text.partition(" takes ")[0] for text in texts if " takes " in text}
+    assert "rank 3" in accused and all("3" in name for name in accused if name.startswith(("rank", "one"))), accused
+
+
+def test_a_rank_that_is_well_again_gets_work_again(table):
+    machine, draw = Machine(table, ranks=8), random.Random(4)
+    mixed_work(machine, 3.0, 300, draw)
+    assert machine.monitor.resting_ranks == {3}
+    mixed_work(machine, 1.0, 1200, draw)
+    assert not machine.monitor.resting_ranks and not machine.monitor.slow_ranks
+    assert machine.monitor.snapshot().ranks[3].ratio == pytest.approx(1.0, abs=0.05)
+
+
+def test_without_correction_no_rank_rests(table):
+    machine = Machine(table, ranks=8, correction=False)
+    mixed_work(machine, 4.0, 300, random.Random(4))
+    assert not machine.monitor.resting_ranks
+
+
+def served_with_a_slow_rank(table, slow, **drift):
+    """Share of requests in time, and segments of rank 1, on two ranks of which that one is `slow` times slower."""
+    segments = []
+
+    def note(segment, start_s, end_s):
+        segments.append(segment)
+
+    tables = LatencyTables({"": table})
+    core = EngineCore(
+        make_policy(SchedulerSettings(), tables, 2), tables, 2, EngineSettings(drift=DriftSettings(**drift))
+    )
+    world = VirtualWorld(
+        core, table, 2, stretch=lambda segment, start_s: slow if 1 in segment.placement.ranks else 1.0, on_segment=note
+    )
+    requests = [make_request(f"r{i}", arrival_s=1.6 * i, slo_s=2.0) for i in range(600)]
+    outcomes = list(world.run(requests))
+    return sum(outcome.on_time for outcome in outcomes) / len(outcomes), [s for s in segments if 1 in s.placement.ranks]
+
+
+def test_a_slow_rank_costs_no_more_than_one_that_is_missing(table):
+    kept, _ = served_with_a_slow_rank(table, 4.0, rest_ratio=None)
+    rested, on_slow = served_with_a_slow_rank(table, 4.0)
+    assert rested > kept + 0.05
+    assert on_slow, "until it was known"
+
+
+def test_ranks_that_rest_work_where_there_are_no_others(table):
+    tables = LatencyTables({"": table})
+    policy = make_policy(SchedulerSettings(policy="fixed-sp1"), tables, 2)
+    core = EngineCore(policy, tables, 2, EngineSettings())
+    core._drift._resting.ranks = frozenset({1})
+    assert [rank.rank for rank in core.view(0.0).ranks] == [0]
+    core.handle(ev.WorkerLost(0, "gone"), 0.0)
+    assert [rank.rank for rank in core.view(0.0).ranks] == [1]
 
 
 def test_a_rank_with_a_new_worker_has_a_new_chance(table):

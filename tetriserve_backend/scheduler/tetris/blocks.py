@@ -64,8 +64,8 @@ class Blocks:
         """The best group of `size` idle ranks; None if no group is idle as a whole.
 
         First choice is a group without slow ranks, then one that breaks up the least: a wide request must not wait
-        because a narrow one sits in the middle of an empty block. Then where the request was, then where no other
-        request was.
+        because a narrow one sits in the middle of an empty block, unless a slow rank makes that of little use. Then
+        where the request was, then where no other request was.
 
         Args:
             size: how many ranks.
@@ -74,6 +74,7 @@ class Blocks:
             others: mask of other requests' last ranks.
             slowness: of ranks that are not as quick as the others (`RankView.slowness`).
         """
+        whole = idle & ~mask_of(slowness) if slowness else idle
         best: Block | None = None
         least: tuple[float, int, int, int] | None = None
         for block in self._by_size.get(size, ()):
@@ -82,7 +83,7 @@ class Blocks:
                 continue
             broken = 0
             for larger in block.around:
-                broken = 2 * broken + (larger & idle == larger)
+                broken = 2 * broken + (larger & whole == larger)
             slowest = max(slowness.get(rank, 1.0) for rank in block.placement.ranks) if slowness else 1.0
             badness = (slowest, broken, -(own & mask).bit_count(), (others & mask).bit_count())
             if least is None or badness < least:
