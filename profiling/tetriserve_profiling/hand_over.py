@@ -86,7 +86,8 @@ class MoveCost:
             one.height,
             one.width,
             one.move,
-            between_s=statistics.median(sample.moved_s for sample in samples),
+            # On CUDA an end is when the host saw it, so that the next start may seem to come before it.
+            between_s=max(0.0, statistics.median(sample.moved_s for sample in samples)),
             seconds=max(0.0, statistics.median(sample.moved_s - sample.stayed_s for sample in samples)),
             step_s=statistics.median(sample.step_s for sample in samples),
             samples=len(samples),

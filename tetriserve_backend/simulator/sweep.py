@@ -178,7 +178,7 @@ def table_with_dispatch(table: LatencyTable, dispatch_s: float) -> LatencyTable:
     """The same table with another cost per segment; what moving a latent costs on top of that stays."""
     document = table.to_dict()
     for move in document.get("hand_over", ()):
-        move["between_seconds"] += dispatch_s - table.dispatch_s
+        move["between_seconds"] = max(0.0, move["between_seconds"] + dispatch_s - table.dispatch_s)
     return LatencyTable.from_dict({**document, "dispatch_seconds": dispatch_s}, origin="changed dispatch")
 
 

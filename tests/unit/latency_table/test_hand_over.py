@@ -27,3 +27,8 @@ def test_another_dispatch_leaves_what_a_move_costs_beyond_it():
     table = small_table(dispatch_s=0.001, moves={((0,), (0, 1)): 0.003})
     for dispatch_s in (0.0, 0.004):
         assert table_with_dispatch(table, dispatch_s).hand_over_s(2, from_outside=False) == pytest.approx(0.002)
+
+
+def test_a_move_that_takes_less_than_a_dispatch_still_takes_no_less_than_nothing_with_a_shorter_one():
+    table = small_table(dispatch_s=0.004, moves={((0,), (0, 1)): 0.001})
+    assert table_with_dispatch(table, 0.0).hand_over_s(2, from_outside=False) == 0.0
