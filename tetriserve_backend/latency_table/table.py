@@ -24,7 +24,8 @@ class LatencyTable:
     def __init__(self, document: TableDocument, origin: str) -> None:
         """Index a checked document; use `load` or `from_dict` to get one."""
         self._document = document
-        self._origin = origin
+        self.origin = origin
+        """What errors call it: its file, where it has one."""
         self.model = document.model
         self.device = document.device
         self.world_size = document.world_size
@@ -106,8 +107,8 @@ class LatencyTable:
         if not any(entry.batch == 1 for entry in step):
             profiled = sorted({entry.sp for entry in self._document.step})
             problem = f"has the degrees {profiled}; expected one of {sorted(wanted)}"
-            raise refusal(self._origin, "step", problem, profile_command(self._document, self._origin, degrees=wanted))
-        return LatencyTable(self._document.model_copy(update={"step": step}), self._origin)
+            raise refusal(self.origin, "step", problem, profile_command(self._document, self.origin, degrees=wanted))
+        return LatencyTable(self._document.model_copy(update={"step": step}), self.origin)
 
     def corrected(self, factor_of: Callable[[Work], float], measured: Iterable[Work] = ()) -> "LatencyTable":
         """The same table with each of its times multiplied by a factor, dispatch excepted.
@@ -142,7 +143,7 @@ class LatencyTable:
             for e in self._document.decode
         ]
         changes = {"step": step, "encode": encode, "decode": decode}
-        return LatencyTable(self._document.model_copy(update=changes), self._origin)
+        return LatencyTable(self._document.model_copy(update=changes), self.origin)
 
     def hand_over_s(self, degree: int, *, from_outside: bool) -> float:
         """Seconds that `degree` ranks wait for what a request has elsewhere, beside the dispatch of their segment.
@@ -252,9 +253,9 @@ class LatencyTable:
         around = self._profiled_around(image_tokens(height, width))
         problem = f"no step of {height}x{width} with degree = {degree}, batch = {batch}"
         fix = profile_command(
-            self._document, self._origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
+            self._document, self.origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
         )
-        return refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
+        return refusal(self.origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
         return sorted(
@@ -307,6 +308,19 @@ class LatencyTable:
         """How many times as fast as on one rank a step of this shape is at its fastest degree; 1 or more."""
         return self.step_s(height, width, 1) / self.fastest_step_s(height, width)
 
+    def check_one_rank(self) -> None:
+        """Refuse a table with a resolution that cannot run on one rank, as it must whatever ranks are left.
+
+        Raises:
+            LatencyTableError: names the first such resolution.
+        """
+        for height, width in self.resolutions:
+            if 1 not in self.degrees(height, width):
+                problem = f"{height}x{width}: expected an entry with sp = 1, batch = 1, since ranks may be lost"
+                around = self._profiled_around(image_tokens(height, width))
+                fix = profile_command(self._document, self.origin, degrees=[1], batches=[1])
+                raise refusal(self.origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
+
     def check_resolution(self, height: int, width: int) -> None:
         """Refuse a shape that this table cannot tell the time of.
 
@@ -318,14 +332,14 @@ class LatencyTable:
         if height <= 0 or width <= 0 or height % side or width % side:
             allowed = f"positive multiples of {side} pixels"
             raise LatencyTableError(
-                f"latency table {self._origin}: {height}x{width}: expected height and width to be {allowed}", allowed
+                f"latency table {self.origin}: {height}x{width}: expected height and width to be {allowed}", allowed
             )
         tokens, low, high = image_tokens(height, width), self._min_tokens, self._max_tokens
         if not low <= tokens <= high:
             allowed = f"{low} to {high} (height times width from {low * side**2} to {high * side**2} pixels)"
             problem = f"{height}x{width} has {tokens} latent tokens; expected {allowed}"
-            fix = profile_command(self._document, self._origin, resolutions=[(height, width)])
-            raise refusal(self._origin, "step", problem, fix, f"latent tokens from {allowed}")
+            fix = profile_command(self._document, self.origin, resolutions=[(height, width)])
+            raise refusal(self.origin, "step", problem, fix, f"latent tokens from {allowed}")
 
 
 def _step(entry: StepEntry) -> Work:

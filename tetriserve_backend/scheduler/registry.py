@@ -44,6 +44,7 @@ def make_policy(settings: SchedulerSettings, given: LatencyTable | LatencyTables
     Raises:
         ConfigurationError: the name is unknown, or a setting does not go with table and world; the message
             lists what is allowed.
+        LatencyTableError: a resolution of a table cannot run on one rank.
     """
     tables = as_tables(given)
     costs = CostModel(tables, world_size)
