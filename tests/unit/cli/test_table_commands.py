@@ -158,15 +158,20 @@ def test_show_prints_every_time_and_draws_the_heat_map(tmp_path):
         assert min(picture.size) > 400
 
 
-def test_a_grid_with_holes_and_split_guidance_is_shown(tmp_path):
+def test_a_grid_with_holes_split_guidance_and_memory_is_shown(tmp_path):
     raw = changed((512, 2, 1))
     raw["step"].append({"height": 256, "width": 256, "batch": 1, "sp": 1, "cfg": 2, "seconds": 0.06})
     raw["step"][0]["memory_bytes"] = 3 * 2**29
+    raw["encode"][0]["memory_bytes"], raw["decode"][1]["memory_bytes"] = 5 * 2**29, 7 * 2**29
     raw["hand_over"] = [{**MOVE, "to": [0, 1]}]
     file = write(tmp_path / "a.latency.json", raw)
     output = tetriserve("table", "show", file, "--heat-map", tmp_path / "heat.png").output
     assert "sp 1 × cfg 2" in output and "—" in output
     assert "100.0 (cv 1.0%; 1.5 GiB)" in output
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in output.splitlines() if "code" in line}
+    assert rows == {
+        "encode batch 1": "30.00 (cv 1.0%; 2.5 GiB)", "decode 256x256": "10.00", "decode 512x512": "40.00 (3.5 GiB)"
+    }  # fmt: skip
     assert "hand-over 512x512 from [0] to [0, 1]: 1.000 ms, 0.200% of a step (3.000 ms between the segments)" in output
 
 
