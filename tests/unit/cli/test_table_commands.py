@@ -194,6 +194,45 @@ def test_diff_lists_the_worst_first_and_fails_where_entries_disagree(tmp_path):
     tetriserve("table", "diff", first, tmp_path / "absent.json", status=2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        # The shortest step takes 53.6 ms.
+        ({"dispatch_seconds": 0.002 + 0.95 * 0.05 * 0.0536}, []),
+        ({"dispatch_seconds": 0.002 + 1.1 * 0.05 * 0.0536}, ["dispatch of a segment"]),
+        ({"dispatch_seconds": 30.0}, ["dispatch of a segment"]),
+        ({"dispatch_seconds": 0.0}, []),
+        # A step of 512² on one rank takes 0.5 s.
+        ({"hand_over": [{**MOVE, "seconds": 0.0, "between_seconds": 0.02}]}, []),
+        ({"hand_over": [{**MOVE, "seconds": 0.03}]}, ["hand-over 512x512 from [0] to [1]"]),
+        ({"hand_over": [{**MOVE, "between_seconds": 3}]}, ["hand-over 512x512 from [0] to [1], between the segments"]),
+    ],
+)  # fmt: skip
+def test_diff_compares_dispatch_and_hand_overs_by_what_they_make_of_a_step(tmp_path, changes, differing):
+    first = write(tmp_path / "a.latency.json", table(hand_over=[MOVE]))
+    second = write(tmp_path / "b.latency.json", table(**{"hand_over": [MOVE], **changes}))
+    for ours, theirs in ((first, second), (second, first)):
+        output = tetriserve("table", "diff", ours, theirs, status=1 if differing else 0).output
+        assert f"{3 - len(differing)} of 3 overheads (dispatch, hand-overs) agree" in output
+        assert "11 of 11 entries agree" in output
+        assert [line.split("│")[1].strip() for line in output.splitlines() if "differs" in line] == differing
+    tetriserve("table", "diff", first, second, "--tolerance", 600)
+
+
+def test_an_overhead_is_compared_no_finer_than_the_step_behind_it():
+    noisy = table(hand_over=[{**MOVE, "seconds": 0.1}])
+    assert compare(parse_document(table(hand_over=[MOVE]), "a"), parse_document(noisy, "b")).disagreeing_overheads == 1
+    noisy["step"][4]["cv"] = 0.06
+    assert compare(parse_document(table(hand_over=[MOVE]), "a"), parse_document(noisy, "b")).disagreeing_overheads == 0
+
+
+def test_diff_names_the_hand_overs_that_only_one_table_has(tmp_path):
+    first = write(tmp_path / "a.latency.json", table())
+    second = write(tmp_path / "b.latency.json", table(hand_over=[{**MOVE, "seconds": 3.0}]))
+    output = tetriserve("table", "diff", first, second).output
+    assert f"only in {second}: hand-over 512x512 from [0] to [1], hand-over 512x512 from [0] to [1], between" in output
+
+
 def test_diff_tells_which_settings_differ(tmp_path):
     first = write(tmp_path / "a.latency.json", table(settings={"compile": False, "profile": {"sides": [[256, 256]]}}))
     changes = {"compile": True, "profile": {"sides": [[512, 512]]}, "pin_ranks": False}

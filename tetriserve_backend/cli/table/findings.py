@@ -7,7 +7,14 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from tetriserve_backend.domain import image_tokens
-from tetriserve_backend.latency_table.document import AbsentEntry, DecodeEntry, EncodeEntry, StepEntry, TableDocument
+from tetriserve_backend.latency_table.document import (
+    AbsentEntry,
+    DecodeEntry,
+    EncodeEntry,
+    MoveEntry,
+    StepEntry,
+    TableDocument,
+)
 from tetriserve_backend.latency_table.work import decode_work, encode_work, step_work
 from tetriserve_profiling.spread import tolerance
 
@@ -56,6 +63,11 @@ def label(entry: Entry | AbsentEntry) -> str:
     if isinstance(entry, DecodeEntry) or (isinstance(entry, AbsentEntry) and entry.kind == "decode"):
         return str(decode_work(entry.height, entry.width))
     return str(step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg))
+
+
+def move_label(move: MoveEntry) -> str:
+    """A hand-over in words."""
+    return f"hand-over {move.height}x{move.width} from {move.before} to {move.after}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -199,7 +211,7 @@ def dear_moves(document: TableDocument) -> Iterator[Finding]:
         if move.share_of_step > MAX_HAND_OVER_SHARE:
             yield Finding(
                 Severity.WARNING,
-                f"hand-over {move.height}x{move.width} from {move.before} to {move.after}",
+                move_label(move),
                 f"{move.share_of_step:.2%} of a step, more than {MAX_HAND_OVER_SHARE:.1%}",
             )
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, Entry, label
+from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, Entry, label, move_label
 from tetriserve_backend.cli.table.flat_settings import flat_settings
 from tetriserve_backend.cli.table.grid import Grid, grids_of
 from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, TableDocument
@@ -69,8 +69,7 @@ def hand_over_lines(document: TableDocument) -> Iterator[str]:
     """What it costs to move a latent between placements, a line per move and one for the dearest."""
     for move in document.hand_over:
         yield (
-            f"hand-over {move.height}x{move.width} from {move.before} to {move.after}: "
-            f"{1e3 * move.seconds:.3f} ms, {move.share_of_step:.3%} of a step "
+            f"{move_label(move)}: {1e3 * move.seconds:.3f} ms, {move.share_of_step:.3%} of a step "
             f"({1e3 * move.between_seconds:.3f} ms between the segments)"
         )
     if document.hand_over:
