@@ -113,6 +113,8 @@ class TableDocument(_Part):
             passes; None where the file does not tell.
         settings: what else the times depend on.
         hand_over, absent: what a profile found beside the times.
+        shared_counts: what each sequence-parallel degree must divide besides the image tokens, by name (attention
+            heads, say); None where the file does not tell.
     """
 
     schema_: Annotated[Literal["tetriserve.latency_table/1"], Field(alias="schema")]
@@ -131,6 +133,12 @@ class TableDocument(_Part):
     settings: dict[str, Any] = {}
     hand_over: list[MoveEntry] = []
     absent: list[AbsentEntry] = []
+    shared_counts: dict[str, _Count] | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether steps are those of guided requests: as the file tells, or shows by splits of the guidance."""
+        return any(entry.cfg > 1 for entry in self.step) if self.guided is None else self.guided
 
 
 def parse_document(raw: object, origin: str) -> TableDocument:
@@ -273,7 +281,8 @@ _MEANINGS = {
     "guided": "true where steps are those of guided requests, else false, or nothing",
     "settings": "an object of what else the times depend on, by name, or nothing",
     "software": "an object of versions by package, or nothing",
+    "shared_counts": "an object of what each sequence-parallel degree must divide, by name, or nothing",
 }
 """By the last key of a place, with [] for an item of the list of that key."""
-_FREE_KEYS = {"software": 'the version as text, such as "2.13.0"'}
+_FREE_KEYS = {"software": 'the version as text, such as "2.13.0"', "shared_counts": "a number of at least 1"}
 """Of what belongs into objects whose keys are anybody's."""

@@ -34,8 +34,9 @@ class LatencyTable:
         self.dispatch_s = document.dispatch_seconds
         self.text_tokens = document.text_tokens
         """Length of the text stream that it was measured with; None where the table does not tell."""
-        splits_guidance = any(entry.cfg > 1 for entry in document.step)
-        self.is_guided = splits_guidance if document.guided is None else document.guided
+        self.shared_counts: Mapping[str, int] | None = document.shared_counts
+        """What each sequence-parallel degree must divide besides image tokens; None where the table does not tell."""
+        self.is_guided = document.is_guided
         """Whether its steps are those of guided requests; others may take half as long."""
         self.settings: Mapping[str, Any] = document.settings
         """What else the times depend on, as far as the table tells."""

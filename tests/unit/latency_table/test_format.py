@@ -161,6 +161,8 @@ def test_any_degree_may_be_profiled_not_only_powers_of_two():
         (("encode", 0, "batch"), 2, "measure with 1 among the --batches"),
         (("software", "torch"), 2, 'replace it by the version as text, such as "2.13.0"'),
         (("software",), "2", "replace it by an object of versions by package"),
+        (("shared_counts",), {"attention heads": 0}, "replace it by a number of at least 1"),
+        (("shared_counts",), 24, "replace it by an object of what each sequence-parallel degree must divide"),
         (("settings",), [], "replace it by an object of what else the times depend on"),
         (("guided",), "yes", "replace it by true where steps are those of guided requests"),
         (("absent",), [{"kind": "step"}], "add why the entry cannot be had, as text"),
