@@ -9,10 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, Entry, label, move_label
+from tetriserve_backend.cli.table.findings import Entry, label, move_label
 from tetriserve_backend.cli.table.flat_settings import flat_settings
 from tetriserve_backend.cli.table.grid import Grid, grids_of
+from tetriserve_backend.cli.table.odd_times import MAX_HAND_OVER_SHARE
+from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, TableDocument
+from tetriserve_profiling.hand_over import GOAL_FROM_TOKENS
 
 _PLAIN_WIDTH = 160
 
@@ -66,15 +69,16 @@ def print_table(document: TableDocument, console: Console) -> None:
 
 
 def hand_over_lines(document: TableDocument) -> Iterator[str]:
-    """What it costs to move a latent between placements, a line per move and one for the dearest."""
+    """What it costs to move a latent between placements, a line per move and one for the dearest that has a goal."""
     for move in document.hand_over:
         yield (
             f"{move_label(move)}: {1e3 * move.seconds:.3f} ms, {move.share_of_step:.3%} of a step "
             f"({1e3 * move.between_seconds:.3f} ms between the segments)"
         )
-    if document.hand_over:
-        dearest = max(move.share_of_step for move in document.hand_over)
-        yield f"dearest hand-over: {dearest:.3%} of a step (goal: at most {MAX_HAND_OVER_SHARE:.1%})"
+    large = [m for m in document.hand_over if image_tokens(m.height, m.width) >= GOAL_FROM_TOKENS]
+    if large:
+        dearest = max(move.share_of_step for move in large)
+        yield f"dearest hand-over from 512x512 on: {dearest:.3%} of a step (goal: at most {MAX_HAND_OVER_SHARE:.1%})"
 
 
 def _steps(grid: Grid) -> Table:
