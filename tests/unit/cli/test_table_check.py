@@ -364,8 +364,19 @@ def test_degrees_that_are_named_count_instead_of_the_configured_ones(tmp_path):
 
 def test_a_degree_that_is_named_and_impossible_is_an_error(tmp_path):
     output = tetriserve("table", "check", H100, "--degrees", "1,16", status=1).output
-    assert "error: 16 rank(s): the model, with 24 attention heads and 512 text tokens, cannot run at that" in output
+    divided = "24 attention heads, 512 text tokens, the image tokens of a resolution"
+    assert f"error: 16 rank(s): no step can be shared so, as that must divide {divided}; fix: " in output
     tetriserve("table", "check", SD3, "--degrees", "1,2")
+
+
+def test_a_degree_that_divides_the_tokens_of_no_resolution_is_not_missing(tmp_path):
+    odd = {"height": 528, "width": 528, "batch": 1}
+    raw = table(step=[{**odd, "sp": 1, "seconds": 0.1}], decode=[{"height": 528, "width": 528, "seconds": 0.1}])
+    assert findings(raw) == []
+    assert check(tmp_path, raw, CONFIGURATION.replace("256", "528").replace("max_batch: 2", "max_batch: 1"), 0) == []
+    assert (
+        "image tokens" in tetriserve("table", "check", tmp_path / "a.latency.json", "--degrees", "2", status=1).output
+    )
 
 
 def test_without_a_configuration_degrees_that_the_table_has_nowhere_are_warned_of(tmp_path):

@@ -70,22 +70,28 @@ def missing_shapes(document: TableDocument, expected: Expectation) -> Iterator[F
 
 
 def _possible_modes(document: TableDocument, expected: Expectation) -> list[Mode]:
-    """In which ways the model can share a step among the expected numbers of ranks, as far as is known."""
+    """In which ways a step of some resolution can be shared by the expected numbers of ranks, as far as is known."""
     modes = [Mode(ranks) for ranks in expected.degrees]
     if document.is_guided:
         modes += [Mode(ranks // 2, cfg=2) for ranks in expected.degrees if ranks % 2 == 0]
     counts = (expected.shared_counts or {}).values()
-    return [mode for mode in modes if all(count % mode.sp == 0 for count in counts)]
+    tokens = [image_tokens(*shape) for shape in expected.resolutions]
+    return [
+        mode
+        for mode in modes
+        if all(count % mode.sp == 0 for count in counts) and any(count % mode.sp == 0 for count in tokens)
+    ]
 
 
 def _impossible_degrees(expected: Expectation, possible: Sequence[Mode]) -> Iterator[Finding]:
     """What a person wants and cannot have."""
     if expected.demand is not Demand.PERSON:
         return
-    counts = " and ".join(f"{count} {name}" for name, count in (expected.shared_counts or {}).items())
+    counts = [f"{count} {name}" for name, count in (expected.shared_counts or {}).items()]
     for ranks in expected.degrees:
         if all(mode.ranks != ranks for mode in possible):
-            text = f"the model, with {counts}, cannot run at that; fix: leave it out of --degrees"
+            divided = ", ".join([*counts, "the image tokens of a resolution"])
+            text = f"no step can be shared so, as that must divide {divided}; fix: leave it out of --degrees"
             yield Finding(Severity.ERROR, f"{ranks} rank(s)", text)
 
 
