@@ -24,8 +24,7 @@ class LatencyTable:
     def __init__(self, document: TableDocument, origin: str) -> None:
         """Index a checked document; use `load` or `from_dict` to get one."""
         self._document = document
-        self.origin = origin
-        """What errors call it: its file, where it has one."""
+        self._origin = origin
         self.model = document.model
         self.device = document.device
         self.world_size = document.world_size
@@ -108,8 +107,8 @@ class LatencyTable:
         if not any(entry.batch == 1 for entry in step):
             profiled = sorted({entry.sp for entry in self._document.step})
             problem = f"has the degrees {profiled}; expected one of {sorted(wanted)}"
-            raise refusal(self.origin, "step", problem, profile_command(self._document, self.origin, degrees=wanted))
-        return LatencyTable(self._document.model_copy(update={"step": step}), self.origin)
+            raise refusal(self._origin, "step", problem, profile_command(self._document, self._origin, degrees=wanted))
+        return LatencyTable(self._document.model_copy(update={"step": step}), self._origin)
 
     def corrected(self, factor_of: Callable[[Work], float], measured: Iterable[Work] = ()) -> "LatencyTable":
         """The same table with each of its times multiplied by a factor, dispatch excepted.
@@ -144,7 +143,7 @@ class LatencyTable:
             for e in self._document.decode
         ]
         changes = {"step": step, "encode": encode, "decode": decode}
-        return LatencyTable(self._document.model_copy(update=changes), self.origin)
+        return LatencyTable(self._document.model_copy(update=changes), self._origin)
 
     def hand_over_s(self, degree: int, *, from_outside: bool) -> float:
         """Seconds that `degree` ranks wait for what a request has elsewhere, beside the dispatch of their segment.
@@ -159,6 +158,11 @@ class LatencyTable:
         moves = self._moves.get(from_outside, {})
         values = moves.get(degree) or [seconds for many in moves.values() for seconds in many]
         return sum(values) / len(values) if values else 0.0
+
+    @property
+    def origin(self) -> str:
+        """What errors call it: its file, if it came from one."""
+        return self._origin
 
     @property
     def works(self) -> tuple[Work, ...]:
@@ -254,9 +258,9 @@ class LatencyTable:
         around = self._profiled_around(image_tokens(height, width))
         problem = f"no step of {height}x{width} with degree = {degree}, batch = {batch}"
         fix = profile_command(
-            self._document, self.origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
+            self._document, self._origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
         )
-        return refusal(self.origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
+        return refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
         return sorted(
@@ -319,8 +323,8 @@ class LatencyTable:
             if 1 not in self.degrees(height, width):
                 problem = f"{height}x{width}: expected an entry with sp = 1, batch = 1, since ranks may be lost"
                 around = self._profiled_around(image_tokens(height, width))
-                fix = profile_command(self._document, self.origin, degrees=[1], batches=[1])
-                raise refusal(self.origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
+                fix = profile_command(self._document, self._origin, degrees=[1], batches=[1])
+                raise refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def check_resolution(self, height: int, width: int) -> None:
         """Refuse a shape that this table cannot tell the time of.
@@ -333,14 +337,14 @@ class LatencyTable:
         if height <= 0 or width <= 0 or height % side or width % side:
             allowed = f"positive multiples of {side} pixels"
             raise LatencyTableError(
-                f"latency table {self.origin}: {height}x{width}: expected height and width to be {allowed}", allowed
+                f"latency table {self._origin}: {height}x{width}: expected height and width to be {allowed}", allowed
             )
         tokens, low, high = image_tokens(height, width), self._min_tokens, self._max_tokens
         if not low <= tokens <= high:
             allowed = f"{low} to {high} (height times width from {low * side**2} to {high * side**2} pixels)"
             problem = f"{height}x{width} has {tokens} latent tokens; expected {allowed}"
-            fix = profile_command(self._document, self.origin, resolutions=[(height, width)])
-            raise refusal(self.origin, "step", problem, fix, f"latent tokens from {allowed}")
+            fix = profile_command(self._document, self._origin, resolutions=[(height, width)])
+            raise refusal(self._origin, "step", problem, fix, f"latent tokens from {allowed}")
 
 
 def _step(entry: StepEntry) -> Work:
