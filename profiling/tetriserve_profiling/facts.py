@@ -26,6 +26,7 @@ def identity_of(executor: ProfiledExecutor, settings: Mapping[str, Any]) -> Iden
         software=executor.software,
         settings=settings,
         guided=executor.facts.supports_negative_prompt,
+        shared_counts=executor.facts.shared_counts,
     )
 
 

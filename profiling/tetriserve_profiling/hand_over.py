@@ -11,7 +11,8 @@ from tetriserve_backend.engine.commands import Source, SourceKind
 from tetriserve_backend.latency_table.work import Work, step_work
 from tetriserve_profiling.stopwatch import RESIDENT
 
-_FROM_TOKENS = 1024
+GOAL_FROM_TOKENS = 1024
+"""Of 512×512: the size from which on a hand-over should weigh little against a step."""
 _NUM_RESOLUTIONS = 2
 
 
@@ -86,7 +87,8 @@ class MoveCost:
             one.height,
             one.width,
             one.move,
-            between_s=statistics.median(sample.moved_s for sample in samples),
+            # On CUDA an end is when the host saw it, so that the next start may seem to come before it.
+            between_s=max(0.0, statistics.median(sample.moved_s for sample in samples)),
             seconds=max(0.0, statistics.median(sample.moved_s - sample.stayed_s for sample in samples)),
             step_s=statistics.median(sample.step_s for sample in samples),
             samples=len(samples),
@@ -125,7 +127,7 @@ def resolutions_to_move(resolutions: Sequence[tuple[int, int]]) -> list[tuple[in
     A latent grows with the tokens and a step faster than that, so that a move weighs the most at small sizes.
     """
     ordered = sorted(set(resolutions), key=lambda shape: (image_tokens(*shape), shape))
-    return [shape for shape in ordered if image_tokens(*shape) >= _FROM_TOKENS][:_NUM_RESOLUTIONS] or ordered[-1:]
+    return [shape for shape in ordered if image_tokens(*shape) >= GOAL_FROM_TOKENS][:_NUM_RESOLUTIONS] or ordered[-1:]
 
 
 def moves_between(steps: Iterable[Work], world_size: int) -> list[LatentMove]:

@@ -60,13 +60,18 @@ class PartialFile:
         """Replace the file by this record; a reader sees the old or the new one, never a part.
 
         Raises:
-            OSError: it cannot be written.
+            ConfigurationError: it cannot be written.
         """
         text = json.dumps({"schema": _SCHEMA, "identity": self._identity, "record": record.to_dict()}) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(self.path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"profile {self.path}: cannot be written: {error.strerror}; fix: make room, or use another --out"
+            ) from error
 
     def remove(self) -> None:
         """Forget what was measured."""

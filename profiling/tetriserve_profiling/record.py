@@ -25,6 +25,7 @@ class Identity:
         build: name of the model's folder; tells one build of an embedded model from the next.
         settings: everything else that the times depend on, by name.
         guided: whether steps have a second pass for classifier-free guidance.
+        shared_counts: what each sequence-parallel degree must divide besides the image tokens, by name.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Identity:
     software: Mapping[str, str]
     settings: Mapping[str, Any]
     guided: bool = False
+    shared_counts: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -153,6 +155,7 @@ class Record:
             "text_tokens": identity.text_tokens,
             "guided": identity.guided,
             "software": dict(identity.software),
+            "shared_counts": dict(identity.shared_counts),
         }
         if identity.settings:
             document["settings"] = dict(identity.settings)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.domain import ConfigurationError, image_tokens
-from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
+from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, mode_label, step_work
 from tetriserve_profiling.settings import ProfileSettings
 
 
@@ -19,6 +19,10 @@ class Mode:
     def ranks(self) -> int:
         """How many ranks that takes."""
         return self.sp * self.cfg
+
+    def __str__(self) -> str:
+        """As entries are called."""
+        return mode_label(self.sp, self.cfg)
 
 
 Modes = Callable[[int], Sequence[Mode]]

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from tetriserve_backend.cli.launcher.repository import find_model_repository
 from tetriserve_backend.cli.options import choose_model, parse_numbers, parse_resolutions, read_settings
+from tetriserve_backend.cli.output_file import refuse_unwritable
 from tetriserve_backend.cli.profile_progress import ProfileProgress
-from tetriserve_backend.cli.profile_target import refuse_folder, refuse_loss, table_name
+from tetriserve_backend.cli.profile_target import refuse_loss, table_name
 from tetriserve_backend.cli.stop_signals import stop_signals
 from tetriserve_backend.cli.table.show import make_console, print_table
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
@@ -90,7 +91,9 @@ def profile(
     warmup: Annotated[int, typer.Option(min=1, max=MAX_WARMUP, help="Unmeasured runs before the first sample.")] = 3,
     world_size: Annotated[int | None, typer.Option(help="Ranks; default 2 on CPU, all GPUs on CUDA.")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Table to write; default: into the model repository.")
+        Path | None,
+        # Resolved: a/../b is b even where there is no a, so that what is there is seen before it is replaced.
+        typer.Option("-o", "--out", resolve_path=True, help="Table to write; default: into the model repository."),
     ] = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file with settings.")] = None,
     assignments: Annotated[
@@ -111,7 +114,7 @@ def profile(
     """
     with ProfileProgress() as view:
         try:
-            refuse_folder(out)
+            _refuse_unwritable(out)
             served, settings = _read_settings(config, assignments or [], model, world_size)
             job = _Job(
                 served,
@@ -179,10 +182,29 @@ async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) ->
     profiler = Profiler(executor, settings, record, note)
     await profiler.measure(work, with_moves=True)
     table = LatencyTable.from_dict(record.document(identity, work, record.move_costs()), str(target))
-    table.save(target)
+    try:
+        table.save(target)
+    except OSError as error:
+        raise ConfigurationError(
+            f"table {target}: cannot be written: {error.strerror}; fix: make room, and the same command goes on "
+            f"from {partial.path}"
+        ) from error
     partial.remove()
     view.say(f"wrote {target}; look at it with: tetriserve table check {target}")
     return table
+
+
+def _refuse_unwritable(out: Path | None) -> None:
+    """The ranks take long to load, and what they measure must not be for nothing.
+
+    Raises:
+        ConfigurationError: there is no model repository, or no table can be written there, or to `out`.
+    """
+    if out is not None:
+        refuse_unwritable(out, f"--out {out}")
+    else:
+        tables = find_model_repository() / _TABLES
+        refuse_unwritable(tables / "any.latency.json", f"model repository: {tables}")
 
 
 def _read_settings(

@@ -23,16 +23,6 @@ def table_name(identity: Identity, conditions: Conditions) -> str:
     return "-".join(_UNSAFE.sub("_", part).strip("_") for part in parts) + ".latency.json"
 
 
-def refuse_folder(out: Path | None) -> None:
-    """That a table cannot be written to a folder is better known before it is measured.
-
-    Raises:
-        ConfigurationError: `out` is one.
-    """
-    if out is not None and out.is_dir():
-        raise ConfigurationError(f"--out {out}: is a folder; allowed: a file, such as {out / 'new.latency.json'}")
-
-
 def refuse_loss(target: Path, identity: Identity, conditions: Conditions, work: Sequence[Work]) -> None:
     """A table may be replaced by one of the same thing that has all its steps and decodes.
 

@@ -1,6 +1,6 @@
 """The file format of a latency table, checked field by field."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +13,7 @@ SCHEMA = "tetriserve.latency_table/1"
 _Side = Annotated[int, Field(gt=0, multiple_of=PIXELS_PER_TOKEN_SIDE)]
 _Count = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(ge=0)]
+_Ranks = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class _Part(BaseModel):
@@ -77,7 +78,7 @@ class MoveEntry(_Part):
     """What it costs to move a latent between placements.
 
     Attributes:
-        before, after: ranks; `from` and `to` in the file.
+        before, after: ranks of the world, each once; `from` and `to` in the file.
         seconds: beyond going on where the latent is.
         share_of_step: the same over the step that follows.
         between_seconds: from the last segment on the old ranks to the first on the new ones.
@@ -85,11 +86,11 @@ class MoveEntry(_Part):
 
     height: _Side
     width: _Side
-    before: Annotated[list[int], Field(alias="from")]
-    after: Annotated[list[int], Field(alias="to")]
+    before: Annotated[_Ranks, Field(alias="from")]
+    after: Annotated[_Ranks, Field(alias="to")]
     seconds: _Seconds
     share_of_step: _Seconds
-    between_seconds: float
+    between_seconds: _Seconds
 
 
 class AbsentEntry(_Part):
@@ -112,6 +113,8 @@ class TableDocument(_Part):
             passes; None where the file does not tell.
         settings: what else the times depend on.
         hand_over, absent: what a profile found beside the times.
+        shared_counts: what each sequence-parallel degree must divide besides the image tokens, by name (attention
+            heads, say); None where the file does not tell.
     """
 
     schema_: Annotated[Literal["tetriserve.latency_table/1"], Field(alias="schema")]
@@ -130,6 +133,12 @@ class TableDocument(_Part):
     settings: dict[str, Any] = {}
     hand_over: list[MoveEntry] = []
     absent: list[AbsentEntry] = []
+    shared_counts: dict[str, _Count] | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether steps are those of guided requests: as the file tells, or shows by splits of the guidance."""
+        return any(entry.cfg > 1 for entry in self.step) if self.guided is None else self.guided
 
 
 def parse_document(raw: object, origin: str) -> TableDocument:
@@ -170,15 +179,22 @@ def _explain(error: ValidationError, origin: str) -> LatencyTableError:
     for part in first["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    name = str(first["loc"][-1])
-    meaning = _MEANINGS.get(name, "a value as the schema says")
+    meaning = _meaning(first["loc"])
     if first["type"] == "missing":
         return refusal(origin, field, f"missing; expected by schema {SCHEMA}{more}", f"add {meaning}")
-    if name == "schema":
+    if field == "schema":
         fix = f"profile again with this version, which reads {SCHEMA}, or use the version that wrote the file"
     else:
         fix = f"replace it by {meaning}"
     return refusal(origin, field, f"{what_is_wrong(first)}, got {first['input']!r:.80}{more}", fix)
+
+
+def _meaning(loc: tuple[int | str, ...]) -> str:
+    """What belongs at that place of the file."""
+    names = [part for part in loc if isinstance(part, str)]
+    if names[0] in _FREE_KEYS and len(names) > 1:
+        return _FREE_KEYS[names[0]]
+    return _MEANINGS[f"{names[-1]}[]" if isinstance(loc[-1], int) else names[-1]]
 
 
 def _check_consistency(document: TableDocument, origin: str) -> None:
@@ -186,13 +202,26 @@ def _check_consistency(document: TableDocument, origin: str) -> None:
         if entry.ranks > document.world_size:
             problem = f"expected sp × cfg of at most world_size = {document.world_size}, got {entry.ranks}"
             raise refusal(origin, f"step[{index}].sp", problem, "remove the entry, or correct world_size")
+    for index, move in enumerate(document.hand_over):
+        for key, ranks in (("from", move.before), ("to", move.after)):
+            _check_ranks(ranks, document.world_size, f"hand_over[{index}].{key}", origin)
     _check_unique("step", ((e.height, e.width, e.batch, e.sp, e.cfg) for e in document.step), origin)
     _check_unique("encode", (e.batch for e in document.encode), origin)
     _check_unique("decode", ((e.height, e.width) for e in document.decode), origin)
+    moves = ((m.height, m.width, tuple(m.before), tuple(m.after)) for m in document.hand_over)
+    _check_unique("hand_over", moves, origin)
     for name, batches in (("step", {e.batch for e in document.step}), ("encode", {e.batch for e in document.encode})):
         if 1 not in batches:
             problem = "expected at least one entry with batch = 1"
             raise refusal(origin, name, problem, "measure with 1 among the --batches of `tetriserve profile`")
+
+
+def _check_ranks(ranks: Sequence[int], world_size: int, field: str, origin: str) -> None:
+    if len(set(ranks)) < len(ranks):
+        raise refusal(origin, field, f"expected each rank once, got {ranks}", "remove the repetition")
+    if max(ranks) >= world_size:
+        problem = f"expected ranks below world_size = {world_size}, got {max(ranks)}"
+        raise refusal(origin, field, problem, "remove the entry, or correct world_size")
 
 
 def _check_unique(name: str, keys: Iterable[Hashable], origin: str) -> None:
@@ -204,9 +233,15 @@ def _check_unique(name: str, keys: Iterable[Hashable], origin: str) -> None:
         first_index[key] = index
 
 
-_KEY_FIELDS = {"step": "(height, width, batch, sp, cfg)", "encode": "batch", "decode": "(height, width)"}
+_KEY_FIELDS = {
+    "step": "(height, width, batch, sp, cfg)",
+    "encode": "batch",
+    "decode": "(height, width)",
+    "hand_over": "(height, width, from, to)",
+}
 _TIME = "the seconds that `tetriserve profile` measures"
 _SIDE = "pixels, a positive multiple of 16"
+_RANKS, _RANK = "the ranks, at least one", "a rank, at least 0 and below world_size"
 _MEANINGS = {
     "schema": f'"{SCHEMA}"',
     "model": "the model as the server's settings name it",
@@ -215,8 +250,11 @@ _MEANINGS = {
     "dtype": "torch's name of the weights' type, such as bfloat16",
     "source": "measured, analytic or published",
     "step": "a list of step times, as `tetriserve profile` measures them",
+    "step[]": "an object with height, width, batch, sp and seconds",
     "encode": "a list of encode times, as `tetriserve profile` measures them",
+    "encode[]": "an object with batch and seconds",
     "decode": "a list of decode times, as `tetriserve profile` measures them",
+    "decode[]": "an object with height, width and seconds",
     "seconds": _TIME,
     "dispatch_seconds": f"{_TIME}, or 0",
     "cv": "the standard deviation over the mean, or nothing",
@@ -228,7 +266,23 @@ _MEANINGS = {
     "cfg": "1, or 2 where the guidance is split over the ranks",
     "memory_bytes": "the most bytes that one rank held, or nothing",
     "hand_over": "a list of moves, as `tetriserve profile` measures them, or nothing",
+    "hand_over[]": "an object with height, width, from, to, seconds, share_of_step and between_seconds",
+    "from": f"{_RANKS}, that had the latent before",
+    "from[]": _RANK,
+    "to": f"{_RANKS}, that go on with the latent",
+    "to[]": _RANK,
+    "share_of_step": "the move's seconds over those of the step that follows, at least 0",
+    "between_seconds": "the seconds between the last segment before the move and the first behind it, at least 0",
     "absent": "a list of entries with their reasons, as `tetriserve profile` writes them, or nothing",
+    "absent[]": "an object with kind and reason, and what else tells the entry",
+    "kind": "step, encode or decode",
+    "reason": "why the entry cannot be had, as text",
     "text_tokens": "the length of the text stream, or nothing",
-    "software": "versions by package",
+    "guided": "true where steps are those of guided requests, else false, or nothing",
+    "settings": "an object of what else the times depend on, by name, or nothing",
+    "software": "an object of versions by package, or nothing",
+    "shared_counts": "an object of what each sequence-parallel degree must divide, by name, or nothing",
 }
+"""By the last key of a place, with [] for an item of the list of that key."""
+_FREE_KEYS = {"software": 'the version as text, such as "2.13.0"', "shared_counts": "a number of at least 1"}
+"""Of what belongs into objects whose keys are anybody's."""

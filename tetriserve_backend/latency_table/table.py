@@ -33,8 +33,9 @@ class LatencyTable:
         self.dispatch_s = document.dispatch_seconds
         self.text_tokens = document.text_tokens
         """Length of the text stream that it was measured with; None where the table does not tell."""
-        splits_guidance = any(entry.cfg > 1 for entry in document.step)
-        self.is_guided = splits_guidance if document.guided is None else document.guided
+        self.shared_counts: Mapping[str, int] | None = document.shared_counts
+        """What each sequence-parallel degree must divide besides image tokens; None where the table does not tell."""
+        self.is_guided = document.is_guided
         """Whether its steps are those of guided requests; others may take half as long."""
         self.settings: Mapping[str, Any] = document.settings
         """What else the times depend on, as far as the table tells."""
@@ -157,6 +158,11 @@ class LatencyTable:
         moves = self._moves.get(from_outside, {})
         values = moves.get(degree) or [seconds for many in moves.values() for seconds in many]
         return sum(values) / len(values) if values else 0.0
+
+    @property
+    def origin(self) -> str:
+        """What errors call it: its file, if it came from one."""
+        return self._origin
 
     @property
     def works(self) -> tuple[Work, ...]:
@@ -306,6 +312,19 @@ class LatencyTable:
     def speed_up(self, height: int, width: int) -> float:
         """How many times as fast as on one rank a step of this shape is at its fastest degree; 1 or more."""
         return self.step_s(height, width, 1) / self.fastest_step_s(height, width)
+
+    def check_one_rank(self) -> None:
+        """Refuse a table with a resolution that cannot run on one rank, as it must whatever ranks are left.
+
+        Raises:
+            LatencyTableError: names the first such resolution.
+        """
+        for height, width in self.resolutions:
+            if 1 not in self.degrees(height, width):
+                problem = f"{height}x{width}: expected an entry with sp = 1, batch = 1, since ranks may be lost"
+                around = self._profiled_around(image_tokens(height, width))
+                fix = profile_command(self._document, self._origin, degrees=[1], batches=[1])
+                raise refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
     def check_resolution(self, height: int, width: int) -> None:
         """Refuse a shape that this table cannot tell the time of.

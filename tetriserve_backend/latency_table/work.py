@@ -35,8 +35,12 @@ class Work:
             return f"encode batch {self.batch}"
         if self.kind is SegmentKind.DECODE:
             return f"decode {self.height}x{self.width}"
-        split = f" × cfg {self.cfg_degree}" if self.cfg_degree > 1 else ""
-        return f"step {self.height}x{self.width} batch {self.batch} sp {self.sp}{split}"
+        return f"step {self.height}x{self.width} batch {self.batch} {mode_label(self.sp, self.cfg_degree)}"
+
+
+def mode_label(sp: int, cfg: int) -> str:
+    """A way to share a step, for people."""
+    return f"sp {sp}" + (f" × cfg {cfg}" if cfg > 1 else "")
 
 
 def step_work(height: int, width: int, batch: int = 1, sp: int = 1, cfg: int = 1) -> Work:

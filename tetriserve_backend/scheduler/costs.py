@@ -69,7 +69,8 @@ class CostModel:
     Costs follow the tables as these change (`LatencyTables.version`).
 
     Raises:
-        ConfigurationError: a profiled resolution cannot run on one rank, the fallback that keeps every
+        ConfigurationError: the world has no rank.
+        LatencyTableError: a profiled resolution cannot run on one rank, the fallback that keeps every
             request servable whatever ranks are left.
     """
 
@@ -82,7 +83,7 @@ class CostModel:
         self._batch_sizes: dict[tuple[str, int, int], tuple[int, ...]] = {}
         self._version = self._tables.version
         for table in self._tables:
-            check_one_rank(table)
+            table.check_one_rank()
 
     @property
     def version(self) -> int:
@@ -202,17 +203,6 @@ class CostModel:
             encode_s=table.encode_s() + table.dispatch_s,
             dispatch_s=table.dispatch_s,
         )
-
-
-def check_one_rank(table: LatencyTable) -> None:
-    """Refuse a table with a resolution that cannot run on one rank.
-
-    Raises:
-        ConfigurationError: names the resolution.
-    """
-    for height, width in table.resolutions:
-        if 1 not in table.degrees(height, width):
-            raise ConfigurationError(f"latency table: {height}x{width}: expected an entry with sp = 1, batch = 1")
 
 
 def _efficient(step_s: dict[int, float]) -> tuple[DegreeCost, ...]:

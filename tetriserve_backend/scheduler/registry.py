@@ -36,6 +36,18 @@ def check_policy_name(name: str, world_size: int | None = None) -> None:
         )
 
 
+def widest_degree(settings: SchedulerSettings, world_size: int) -> int:
+    """The most ranks that the policy may let share a step, whatever the latency table has.
+
+    Args:
+        settings: with the name of a policy that there is.
+        world_size: ranks.
+    """
+    fixed = _FIXED.fullmatch(settings.policy)
+    widest = int(fixed[1]) if fixed else settings.pod_size if settings.policy == "tetris" else world_size
+    return min(widest, world_size)
+
+
 def make_policy(settings: SchedulerSettings, given: LatencyTable | LatencyTables, world_size: int) -> Policy:
     """The policy that `settings.policy` names, for some tables and world; it follows the tables as they change.
 
@@ -44,6 +56,7 @@ def make_policy(settings: SchedulerSettings, given: LatencyTable | LatencyTables
     Raises:
         ConfigurationError: the name is unknown, or a setting does not go with table and world; the message
             lists what is allowed.
+        LatencyTableError: a resolution of a table cannot run on one rank.
     """
     tables = as_tables(given)
     costs = CostModel(tables, world_size)

@@ -178,8 +178,8 @@ def table_with_dispatch(table: LatencyTable, dispatch_s: float) -> LatencyTable:
     """The same table with another cost per segment; what moving a latent costs on top of that stays."""
     document = table.to_dict()
     for move in document.get("hand_over", ()):
-        move["between_seconds"] += dispatch_s - table.dispatch_s
-    return LatencyTable.from_dict({**document, "dispatch_seconds": dispatch_s}, origin="changed dispatch")
+        move["between_seconds"] = max(0.0, move["between_seconds"] + dispatch_s - table.dispatch_s)
+    return LatencyTable.from_dict({**document, "dispatch_seconds": dispatch_s}, origin=table.origin)
 
 
 def _run_cell(spec: SweepSpec, table: LatencyTable, cell: WorkloadSpec, bound_cache: Path | None) -> CellResult:

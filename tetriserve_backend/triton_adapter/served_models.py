@@ -47,7 +47,7 @@ class ServedModels(Mapping[str, ServedModel]):
         engine: has been started.
         executor: its ranks.
         assets: folder of the latency tables that came with the server.
-        check_table: raises `ConfigurationError` for a table that the policy cannot work with.
+        check_table: raises `ServerError` for a table that the policy cannot work with.
         drain_timeout_s: how long requests may take to finish once their model is to be unloaded.
     """
 

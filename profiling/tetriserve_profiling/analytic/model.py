@@ -108,6 +108,15 @@ class Model(Description):
     text_encoders: tuple[TextEncoder, ...]
     vae: Vae
 
+    @property
+    def shared_counts(self) -> dict[str, int]:
+        """What each sequence-parallel degree must divide besides the image tokens, by name.
+
+        Stable Diffusion 3's text is padded to what the degree divides.
+        """
+        heads = {"attention heads": self.transformer.num_attention_heads}
+        return heads | {"text tokens": self.text_tokens} if isinstance(self.transformer, FluxSizes) else heads
+
 
 def load_model(name_or_path: str) -> Model:
     """A shipped description by its name, or one whose transformer is that of a diffusers config.json.

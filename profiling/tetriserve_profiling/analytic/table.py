@@ -6,7 +6,6 @@ from typing import Any
 
 from tetriserve_backend.domain import ConfigurationError, image_tokens
 from tetriserve_backend.latency_table import LatencyTable
-from tetriserve_profiling.analytic.model import FluxSizes
 from tetriserve_profiling.analytic.pipeline import Pipeline
 
 _DISPATCH_S = 0.002
@@ -62,14 +61,8 @@ def compute_table(pipeline: Pipeline, shape: TableShape) -> LatencyTable:
 
 
 def degrees(pipeline: Pipeline, ranks: int, height: int, width: int) -> list[int]:
-    """Powers of two up to `ranks` that divide the heads, the image tokens and, for FLUX, the text tokens.
-
-    Stable Diffusion 3's text is padded to what the degree divides.
-    """
-    model = pipeline.model
-    counts = [model.transformer.num_attention_heads, image_tokens(height, width)]
-    if isinstance(model.transformer, FluxSizes):
-        counts.append(model.text_tokens)
+    """Powers of two up to `ranks` that divide the image tokens and all else that the model shares."""
+    counts = [*pipeline.model.shared_counts.values(), image_tokens(height, width)]
     # Even a world that is no power of two has only groups that are.
     powers = [2**exponent for exponent in range(ranks.bit_length())]
     return [degree for degree in powers if all(count % degree == 0 for count in counts)]

@@ -1,5 +1,6 @@
 """What `tetriserve profile` makes of its options, and by which exit status it tells."""
 
+import errno
 import json
 import shlex
 import signal
@@ -46,6 +47,8 @@ def test_tables_of_different_conditions_have_different_names(conditions: Conditi
         (["--set", "model.dtyp=float16"], "dtyp"),
         (["-c", "absent.yaml"], "absent.yaml"),
         (["-o", "/tmp/"], "--out /tmp: is a folder; allowed: a file, such as /tmp/new.latency.json"),
+        (["-o", "/proc/x.latency.json"], "--out /proc/x.latency.json: cannot be written: "),
+        (["-o", "/dev/null/x.latency.json"], "--out /dev/null/x.latency.json: cannot be written: Not a directory"),
         (["--batches", "2,4"], "batches: 1 must be among them"),
         (["--set", TWO_MODELS], "--model: there are several models; allowed: a, b"),
         (["--set", TWO_MODELS, "--model", "demo-flux"], "--model: demo-flux is none of the models; allowed: a, b"),
@@ -96,6 +99,31 @@ def test_what_was_kept_of_another_profile_is_a_wrong_file(tmp_path: Path, conten
     assert partial_path(table).read_text() == content
 
 
+def test_without_out_the_model_repository_must_take_new_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ModelExecutor, "alone")
+    monkeypatch.setattr("tetriserve_backend.cli.profile_command.find_model_repository", lambda: Path("/proc"))
+    result = CliRunner().invoke(app, ["profile"])
+    assert result.exit_code == 2
+    assert "model repository: /proc/denoise/latency_tables: cannot be written: " in result.output
+    assert "with --out" in result.output
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "new" / "a.latency.json"
+
+    def save(self: LatencyTable, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{path}.1.tmp")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatencyTable, "save", save)
+        status, output = profile(FakeExecutor(), table)
+    assert status == 2 and f"table {table}: cannot be written: No space left on device; fix: " in output
+    assert partial_path(table).exists()
+    executor = FakeExecutor()
+    assert profile(executor, table)[0] == 0
+    assert not [command for command in executor.commands if command.segment.kind is SegmentKind.DECODE]
+
+
 def test_ranks_on_different_devices_are_no_wrong_file(tmp_path: Path) -> None:
     executor = FakeExecutor()
     executor.device_names[1] = "Another GPU"
@@ -116,6 +144,15 @@ def test_a_table_that_has_more_is_replaced_by_force_only(tmp_path: Path) -> None
     assert table.read_text() == before and not partial_path(table).exists()
     assert profile(FakeExecutor(), table, "--resolutions", "256x256", "--force")[0] == 0
     assert LatencyTable.load(table).resolutions == ((256, 256),)
+
+
+def test_a_table_is_seen_by_whatever_path_it_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "a.latency.json"
+    assert profile(FakeExecutor(), table)[0] == 0
+    before = table.read_text()
+    status, output = profile(FakeExecutor(), tmp_path / "no" / ".." / table.name, "--resolutions", "256x256")
+    assert status == 2 and f"table {table}: exists and has what would not be measured" in output
+    assert [path.name for path in tmp_path.iterdir()] == [table.name] and table.read_text() == before
 
 
 def test_a_table_is_replaced_by_one_that_has_all_of_it(tmp_path: Path) -> None:

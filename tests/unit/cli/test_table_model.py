@@ -79,7 +79,9 @@ def test_a_table_is_written_for_a_config_of_ones_own():
         (("--software", "fast"), {}, "allowed: eager, compile"),
         (("--resolutions", "100x100"), {}, "--resolutions"),
         (("--batches", "2"), {}, "at least one entry with batch = 1"),
-        ((), {"out": "/proc/no.latency.json"}, "cannot be written"),
+        ((), {"out": "/proc/no.latency.json"}, "--out /proc/no.latency.json: cannot be written: "),
+        ((), {"out": "/proc/self/maps/no.latency.json"}, "--out /proc/"),
+        ((), {"out": "/tmp/"}, "--out /tmp: is a folder; allowed: a file, such as /tmp/new.latency.json"),
     ],
 )
 def test_wrong_options_are_refused_with_what_is_allowed(options, wrong, message):
@@ -101,10 +103,13 @@ def test_a_gpu_that_is_too_small_is_refused():
     assert "its weights take 33.7 GB, and one small has 24 GB" in table_model(gpu="own.yaml", gpus=1, status=2).output
 
 
-def test_a_table_that_is_not_analytic_is_replaced_by_force_only():
+@pytest.mark.parametrize("out", ["a.latency.json", "not-there/../a.latency.json", "a-link.latency.json"])
+def test_a_table_that_is_not_analytic_is_replaced_by_force_only(out):
     raw = json.loads((TABLES / "flux1-dev-8xh100.latency.json").read_text())
     Path("a.latency.json").write_text(json.dumps(raw))
-    assert "exists and is published" in table_model(status=2).output
+    Path("a-link.latency.json").symlink_to("a.latency.json")
+    assert "exists and is published" in table_model(out=out, status=2).output
+    assert not Path("not-there").exists()
     assert json.loads(Path("a.latency.json").read_text()) == raw
     table_model("--force")
     table_model()

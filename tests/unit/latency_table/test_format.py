@@ -8,6 +8,14 @@ import pytest
 
 from tetriserve_backend.domain import LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.latency_table.document import (
+    AbsentEntry,
+    DecodeEntry,
+    EncodeEntry,
+    MoveEntry,
+    StepEntry,
+    TableDocument,
+)
 
 H100 = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
 RAW = {
@@ -26,6 +34,10 @@ RAW = {
     "decode": [{"height": 256, "width": 256, "seconds": 0.005}],
     "dispatch_seconds": 0.002,
 }
+MOVE = {
+    "height": 256, "width": 256, "from": [0], "to": [0, 1], "seconds": 0.001, "share_of_step": 0.01,
+    "between_seconds": 0.002,
+}  # fmt: skip
 DELETE = object()
 
 
@@ -70,6 +82,13 @@ def broken(path: tuple, value: object) -> dict:
         (("hand_over",), [{"height": 256, "width": 256}], "hand_over[0].from", "missing"),
         (("absent",), [{"kind": "step"}], "absent[0].reason", "missing"),
         (("dispatch_seconds",), -1e-9, "dispatch_seconds", "greater than or equal to 0"),
+        (("hand_over",), [MOVE | {"from": []}], "hand_over[0].from", "at least 1 item"),
+        (("hand_over",), [MOVE | {"to": []}], "hand_over[0].to", "at least 1 item"),
+        (("hand_over",), [MOVE | {"from": [0, -1]}], "hand_over[0].from[1]", "greater than or equal to 0"),
+        (("hand_over",), [MOVE | {"to": [1, 2]}], "hand_over[0].to", "ranks below world_size = 2, got 2"),
+        (("hand_over",), [MOVE | {"to": [1, 1]}], "hand_over[0].to", "each rank once, got [1, 1]"),
+        (("hand_over",), [MOVE | {"between_seconds": -1e-9}], "hand_over[0].between_seconds", "equal to 0"),
+        (("hand_over",), [MOVE, MOVE], "hand_over[1]", "duplicate of hand_over[0]"),
     ],
 )
 def test_error_names_file_field_and_expectation(tmp_path, path, value, field, expected):
@@ -140,12 +159,44 @@ def test_any_degree_may_be_profiled_not_only_powers_of_two():
         (("step", 1, "sp"), 4, "remove the entry, or correct world_size"),
         (("step", 1, "sp"), 1, "remove one of the two"),
         (("encode", 0, "batch"), 2, "measure with 1 among the --batches"),
+        (("software", "torch"), 2, 'replace it by the version as text, such as "2.13.0"'),
+        (("software",), "2", "replace it by an object of versions by package"),
+        (("shared_counts",), {"attention heads": 0}, "replace it by a number of at least 1"),
+        (("shared_counts",), 24, "replace it by an object of what each sequence-parallel degree must divide"),
+        (("settings",), [], "replace it by an object of what else the times depend on"),
+        (("guided",), "yes", "replace it by true where steps are those of guided requests"),
+        (("absent",), [{"kind": "step"}], "add why the entry cannot be had, as text"),
+        (("absent",), [{"reason": "too large"}], "add step, encode or decode"),
+        (("absent",), [{"kind": "steps", "reason": "too large"}], "replace it by step, encode or decode"),
+        (("hand_over",), [{}], "add pixels, a positive multiple of 16"),
+        (("hand_over",), [{"height": 256, "width": 256}], "add the ranks, at least one, that had the latent before"),
+        (("hand_over",), [MOVE | {"to": []}], "replace it by the ranks, at least one, that go on with the latent"),
+        (("hand_over",), [MOVE | {"to": ["1"]}], "replace it by a rank, at least 0 and below world_size"),
+        (("hand_over",), [MOVE | {"to": [2]}], "remove the entry, or correct world_size"),
+        (("hand_over",), [MOVE | {"to": [1, 1]}], "remove the repetition"),
+        (("hand_over",), [MOVE | {"share_of_step": "1 %"}], "replace it by the move's seconds over those of the step"),
+        (("hand_over",), [MOVE | {"between_seconds": -1}], "replace it by the seconds between the last segment before"),
+        (("step", 1), 0.07, "replace it by an object with height, width, batch, sp and seconds"),
     ],
 )
 def test_error_ends_with_the_fix(path, value, fix):
     with pytest.raises(LatencyTableError) as error:
         LatencyTable.from_dict(broken(path, value), "t")
     assert f"; fix: {fix}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "part", [TableDocument, StepEntry, EncodeEntry, DecodeEntry, MoveEntry, AbsentEntry], ids=lambda part: part.__name__
+)
+def test_there_is_a_fix_for_every_field_of_the_format(part):
+    wrong = {field.alias or name: object() for name, field in part.model_fields.items()}
+    lists = {MoveEntry: "hand_over", AbsentEntry: "absent", StepEntry: "step", EncodeEntry: "encode"}
+    for name, value in wrong.items():
+        inner = lists.get(part, "decode")
+        entry = {"hand_over": MOVE, "absent": {"kind": "step", "reason": "r"}}.get(inner) or RAW[inner][0]
+        raw = RAW | ({name: value} if part is TableDocument else {inner: [entry | {name: value}]})
+        with pytest.raises(LatencyTableError, match=rf"[ .\]]{name}: .*; fix: (replace it by|profile again) "):
+            LatencyTable.from_dict(raw, "t")
 
 
 def test_what_is_no_table_file_is_refused_with_a_way_out(tmp_path):

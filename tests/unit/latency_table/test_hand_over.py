@@ -26,4 +26,11 @@ def test_a_table_that_tells_of_no_moves_has_them_cost_nothing():
 def test_another_dispatch_leaves_what_a_move_costs_beyond_it():
     table = small_table(dispatch_s=0.001, moves={((0,), (0, 1)): 0.003})
     for dispatch_s in (0.0, 0.004):
-        assert table_with_dispatch(table, dispatch_s).hand_over_s(2, from_outside=False) == pytest.approx(0.002)
+        changed = table_with_dispatch(table, dispatch_s)
+        assert changed.hand_over_s(2, from_outside=False) == pytest.approx(0.002)
+        assert changed.origin == table.origin, "errors about it must name the file"
+
+
+def test_a_move_that_takes_less_than_a_dispatch_still_takes_no_less_than_nothing_with_a_shorter_one():
+    table = small_table(dispatch_s=0.004, moves={((0,), (0, 1)): 0.001})
+    assert table_with_dispatch(table, 0.0).hand_over_s(2, from_outside=False) == 0.0

@@ -12,6 +12,8 @@ from tetriserve_backend.latency_table.work import encode_work, step_work
 from tetriserve_profiling.hand_over import (
     LatentMove,
     Move,
+    MoveCost,
+    MoveSample,
     list_moves,
     move_visits,
     moves_between,
@@ -85,6 +87,12 @@ def test_the_cost_of_a_move_is_what_it_takes_beyond_staying():
     assert moved.share == pytest.approx(HOST_S / 0.01124)
     assert costs[Move((0, 1), (0,))].seconds == pytest.approx(0.0)
     assert {cost.samples for cost in costs.values()} == {6}, "the smallest size is measured twice as often"
+
+
+def test_a_segment_that_seems_to_start_before_the_one_before_it_ends_is_no_time_less_than_nothing():
+    samples = [MoveSample(-0.0001, 0.0002, 0.1), MoveSample(-0.0002, 0.0001, 0.1)]
+    cost = MoveCost.of(LatentMove(512, 512, Move((0,), (0, 1))), samples)
+    assert (cost.between_s, cost.seconds) == (0.0, 0.0)
 
 
 def only_moves(fault):

@@ -70,6 +70,14 @@ def test_a_broken_file_is_refused(table, text):
         PartialFile(table, IDENTITY).load()
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigurationError, match=r"profile .*/file/a\.latency\.json\.partial: cannot be written: .*--out"
+    ):
+        PartialFile(tmp_path / "file" / "a.latency.json", IDENTITY).save(some_record())
+
+
 def test_a_removed_file_leaves_nothing(table):
     partial = PartialFile(table, IDENTITY)
     partial.save(some_record())

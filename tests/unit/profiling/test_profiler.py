@@ -55,6 +55,7 @@ def test_a_profile_finds_the_seconds_that_the_ranks_take():
     assert all(entry["samples"] == 6 and entry["cv"] < 1e-6 for entry in raw["step"] + raw["encode"] + raw["decode"])
     assert all(entry["mean_seconds"] == pytest.approx(entry["seconds"]) for entry in raw["step"] + raw["decode"])
     assert raw["step"][0]["memory_bytes"] == 256 * PEAK_BYTES_PER_TOKEN
+    assert table.shared_counts == {"heads": 8, "text": 64}
     assert "absent" not in raw
 
 

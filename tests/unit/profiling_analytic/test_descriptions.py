@@ -31,6 +31,11 @@ def test_all_gpus_and_models_that_are_promised_are_shipped():
     assert load_model("flux.1-dev") == load_model("black-forest-labs/FLUX.1-dev")
 
 
+def test_degrees_divide_the_heads_and_the_text_that_is_not_padded():
+    assert load_model("FLUX.1-dev").shared_counts == {"attention heads": 24, "text tokens": 512}
+    assert load_model("SD3.5-large").shared_counts == {"attention heads": 38}
+
+
 def test_each_gpu_tells_where_its_figures_are_from():
     for name in shipped_names("gpus"):
         assert "datasheet" in shipped_file("gpus", f"{name}.yaml").read_text().splitlines()[0]

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.unit.scheduler.conftest import make_request, make_table
-from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.costs import CostModel
@@ -64,8 +64,12 @@ def test_rssp_degree_that_the_table_lacks_is_refused(h100):
 def test_a_table_without_single_rank_times_is_refused(h100):
     raw = h100.to_dict()
     raw["step"] = [entry for entry in raw["step"] if entry["sp"] > 1 or entry["height"] < 2048]
-    with pytest.raises(ConfigurationError, match=r"2048x2048: expected an entry with sp = 1"):
-        make_policy(SchedulerSettings(), LatencyTable.from_dict(raw, "t"), 8)
+    with pytest.raises(LatencyTableError) as error:
+        make_policy(SchedulerSettings(), LatencyTable.from_dict(raw, "t.latency.json"), 8)
+    told = "latency table t.latency.json: step: 2048x2048: expected an entry with sp = 1, batch = 1"
+    assert str(error.value).startswith(told)
+    fix = str(error.value).partition("; fix: ")[2]
+    assert fix.startswith("`tetriserve profile --model") and "--degrees 1,2,4,8 --batches 1,2,4" in fix
 
 
 def test_degrees_that_do_not_divide_the_tokens_are_never_used(h100):

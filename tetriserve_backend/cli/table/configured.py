@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from tetriserve_backend.cli.options import absolute_folder
-from tetriserve_backend.cli.table.findings import Expectation, Finding, Severity
-from tetriserve_backend.domain import ConfigurationError, LatencyTableError, SegmentKind
+from tetriserve_backend.cli.table.expectation import Demand, Expectation
+from tetriserve_backend.cli.table.findings import Finding, Severity
+from tetriserve_backend.cli.table.model_counts import known_counts
+from tetriserve_backend.domain import ConfigurationError, LatencyTableError
 from tetriserve_backend.executor.machine import surely_without_gpu
 from tetriserve_backend.executor.placements import usable_degrees
 from tetriserve_backend.latency_table import LatencyTable
-from tetriserve_backend.scheduler.registry import make_policy
+from tetriserve_backend.scheduler.registry import make_policy, widest_degree
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, ServerSettings, parse_resolution
 from tetriserve_profiling.conditions import Conditions
 
@@ -19,16 +21,17 @@ def wanted_shapes(settings: ServerSettings, table: LatencyTable) -> Expectation:
     """What requests may ask for and the scheduler may choose.
 
     Resolutions are those of `quick_resolutions`; where the configuration leaves them open, the table's. Degrees are
-    those that have groups of ranks, but for the ones that the table has nowhere: the model's heads may forbid them,
-    which no table tells. Batches are the powers of two up to `max_batch`: a size between them runs only where a table
-    happens to have it.
+    those that have groups of ranks and that the policy may take. Batches are the powers of two up to `max_batch`: a
+    size between them runs only where a table happens to have it.
     """
-    texts = [text for served in _served(settings, table) for text in served.quick_resolutions or ()]
-    profiled = {work.degree for work in table.works if work.kind is SegmentKind.DENOISE}
+    served = _served(settings, table)
+    texts = [text for one in served for text in one.quick_resolutions or ()]
     return Expectation(
         tuple(dict.fromkeys(map(parse_resolution, texts))) or table.resolutions,
-        tuple(degree for degree in usable_degrees(_world_size(settings, table)) if degree in profiled),
+        usable_degrees(widest_degree(settings.scheduler, _world_size(settings, table))),
         usable_degrees(settings.scheduler.max_batch),
+        Demand.CONFIGURATION,
+        known_counts(table, _path(served[0]) if served else None),
     )
 
 

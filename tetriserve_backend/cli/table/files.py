@@ -30,5 +30,10 @@ def explained_errors() -> Iterator[None]:
     try:
         yield
     except (TetriserveError, OSError) as error:
-        print(f"tetriserve: {error}", file=sys.stderr)
+        explain(error)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
+
+
+def explain(error: Exception) -> None:
+    """One line on standard error."""
+    print(f"tetriserve: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.latency_table.document import StepEntry, TableDocument
+from tetriserve_backend.latency_table.work import mode_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Grid:
     @property
     def columns(self) -> tuple[str, ...]:
         """Headings."""
-        return tuple(f"sp {sp}" + (f" × cfg {cfg}" if cfg > 1 else "") for sp, cfg in self.modes)
+        return tuple(mode_label(sp, cfg) for sp, cfg in self.modes)
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tetriserve_backend.cli.options import parse_numbers, parse_resolutions
+from tetriserve_backend.cli.output_file import refuse_unwritable
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_profiling.analytic.calibration import EAGER, load_calibration
@@ -26,7 +27,11 @@ def model(
     ],
     gpu: Annotated[str, typer.Option(help="H100, H200, A100, A40, L40S, B200, or a YAML file like those shipped.")],
     gpus: Annotated[int, typer.Option(min=1, help="How many.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the table (*.latency.json).")],
+    out: Annotated[
+        Path,
+        # Resolved: a/../b is b even where there is no a, so that what is there is seen before it is replaced.
+        typer.Option("-o", "--out", resolve_path=True, help="Where to write the table (*.latency.json)."),
+    ],
     software: Annotated[str, typer.Option(help="What runs the kernels: eager, compile or xdit-eager.")] = EAGER,
     resolutions: Annotated[
         str, typer.Option(help="HEIGHTxWIDTH, with commas between.")
@@ -44,6 +49,7 @@ def model(
         shape = TableShape(
             gpus, parse_resolutions("--resolutions", resolutions), parse_numbers("--batches", batches)
         )  # fmt: skip
+        refuse_unwritable(out, f"--out {out}")
         _refuse_to_replace(out, force)
         pipeline = Pipeline(_described(model, text_tokens, name), load_gpu(gpu), load_calibration(), software)
         table = compute_table(pipeline, shape)
@@ -52,7 +58,7 @@ def model(
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
     except OSError as error:
-        print(f"tetriserve: --out {out}: cannot be written: {error}", file=sys.stderr)
+        print(f"tetriserve: --out {out}: cannot be written: {error.strerror}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
     steps = len(table.to_dict()["step"])
     print(f"{out}: {steps} steps of {pipeline.model.name} on {gpus} × {pipeline.gpu.name}, {software}, {_ANALYTIC}")

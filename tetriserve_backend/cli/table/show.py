@@ -9,10 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tetriserve_backend.cli.table.files import explained_errors, read_document
-from tetriserve_backend.cli.table.findings import MAX_HAND_OVER_SHARE, label
+from tetriserve_backend.cli.table.findings import Entry, label, move_label
 from tetriserve_backend.cli.table.flat_settings import flat_settings
 from tetriserve_backend.cli.table.grid import Grid, grids_of
-from tetriserve_backend.latency_table.document import TableDocument
+from tetriserve_backend.cli.table.odd_times import MAX_HAND_OVER_SHARE
+from tetriserve_backend.domain import image_tokens
+from tetriserve_backend.latency_table.document import DecodeEntry, EncodeEntry, TableDocument
+from tetriserve_profiling.hand_over import GOAL_FROM_TOKENS
 
 _PLAIN_WIDTH = 160
 
@@ -24,7 +27,7 @@ def show(
         Path | None, typer.Option(help="Also draw step time, speed-up and efficiency to this PNG.")
     ] = None,
 ) -> None:
-    """Print settings, step times with speed-ups, efficiencies and memory, encodes, decodes, dispatch and hand-over.
+    """Print settings, step times with speed-ups and efficiencies, encodes, decodes, memory, dispatch and hand-over.
 
     Entries that could not be had come last, with the reason.
 
@@ -66,16 +69,16 @@ def print_table(document: TableDocument, console: Console) -> None:
 
 
 def hand_over_lines(document: TableDocument) -> Iterator[str]:
-    """What it costs to move a latent between placements, a line per move and one for the dearest."""
+    """What it costs to move a latent between placements, a line per move and one for the dearest that has a goal."""
     for move in document.hand_over:
         yield (
-            f"hand-over {move.height}x{move.width} from {move.before} to {move.after}: "
-            f"{1e3 * move.seconds:.3f} ms, {move.share_of_step:.3%} of a step "
+            f"{move_label(move)}: {1e3 * move.seconds:.3f} ms, {move.share_of_step:.3%} of a step "
             f"({1e3 * move.between_seconds:.3f} ms between the segments)"
         )
-    if document.hand_over:
-        dearest = max(move.share_of_step for move in document.hand_over)
-        yield f"dearest hand-over: {dearest:.3%} of a step (goal: at most {MAX_HAND_OVER_SHARE:.1%})"
+    large = [m for m in document.hand_over if image_tokens(m.height, m.width) >= GOAL_FROM_TOKENS]
+    if large:
+        dearest = max(move.share_of_step for move in large)
+        yield f"dearest hand-over from 512x512 on: {dearest:.3%} of a step (goal: at most {MAX_HAND_OVER_SHARE:.1%})"
 
 
 def _steps(grid: Grid) -> Table:
@@ -95,20 +98,24 @@ def _cell(grid: Grid, shape: tuple[int, int], column: int) -> str:
     text = f"{1e3 * entry.seconds:.1f}"
     speed_up = grid.speed_up(shape, column)
     notes = [] if speed_up is None else [f"×{speed_up:.2f}, {speed_up / grid.ranks[column]:.0%}"]
-    notes += [] if entry.cv is None else [f"cv {entry.cv:.1%}"]
-    notes += [] if entry.memory_bytes is None else [f"{entry.memory_bytes / 2**30:.1f} GiB"]
-    return f"{text} ({'; '.join(notes)})" if notes else text
+    return _with_notes(text, [*notes, *_sample_notes(entry)])
 
 
 def _stages(document: TableDocument) -> Table:
-    table = Table(title="on one rank: ms (cv)")
+    table = Table(title="on one rank: ms (cv; most memory)")
     table.add_column("stage", no_wrap=True)
     table.add_column("ms", justify="right")
-    rows: Sequence[tuple[str, float, float | None]] = [
-        *((f"encode batch {e.batch}", e.seconds, e.cv) for e in document.encode),
-        *((f"decode {e.height}x{e.width}", e.seconds, e.cv) for e in document.decode),
-        ("dispatch of a segment", document.dispatch_seconds, None),
-    ]
-    for name, seconds, cv in rows:
-        table.add_row(name, f"{1e3 * seconds:.2f}" + ("" if cv is None else f" ({cv:.1%})"))
+    entries: Sequence[EncodeEntry | DecodeEntry] = (*document.encode, *document.decode)
+    for entry in entries:
+        table.add_row(label(entry), _with_notes(f"{1e3 * entry.seconds:.2f}", _sample_notes(entry)))
+    table.add_row("dispatch of a segment", f"{1e3 * document.dispatch_seconds:.2f}")
     return table
+
+
+def _sample_notes(entry: Entry) -> list[str]:
+    notes = [] if entry.cv is None else [f"cv {entry.cv:.1%}"]
+    return notes if entry.memory_bytes is None else [*notes, f"{entry.memory_bytes / 2**30:.1f} GiB"]
+
+
+def _with_notes(text: str, notes: Sequence[str]) -> str:
+    return f"{text} ({'; '.join(notes)})" if notes else text

@@ -1,0 +1,28 @@
+"""Whether a file can be written, known before the work that it is for."""
+
+import tempfile
+from pathlib import Path
+
+from tetriserve_backend.domain import ConfigurationError
+
+
+def refuse_unwritable(target: Path, called: str) -> None:
+    """Refuse a file that cannot be made. Tries it, as permissions do not tell all, and leaves nothing behind.
+
+    Args:
+        target: the file; its folder need not be there yet.
+        called: what the error calls it.
+
+    Raises:
+        ConfigurationError: `target` is a folder, or nothing can be written where it would lie.
+    """
+    try:
+        if target.is_dir():
+            raise ConfigurationError(f"{called}: is a folder; allowed: a file, such as {target / 'new.latency.json'}")
+        folder = next(parent for parent in target.parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{called}: cannot be written: {error.strerror}; fix: name a file in a writable folder with --out"
+        ) from error
