@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -23,6 +23,7 @@ from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import parse_document
 from tetriserve_backend.triton_adapter.settings import ServedModelSettings, parse_resolution
+from tetriserve_profiling.blank_model import without_weights
 from tetriserve_profiling.conditions import Conditions
 from tetriserve_profiling.facts import identity_of, modes_of
 from tetriserve_profiling.partial_file import PartialFile
@@ -52,6 +53,8 @@ class _Job:
     out: Path | None
     resume: bool
     force: bool
+    known_as: str
+    """The name by which servers know the model."""
 
     def settings(self, device: str) -> ProfileSettings:
         """What to measure on `device` (`cpu` or `cuda`).
@@ -99,6 +102,14 @@ def profile(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.dtype=float16.")
     ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Make the weights instead of reading them: the model may be a folder without any, or one that "
+            "`table model` knows, such as FLUX.1-dev.",
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Take up a profile that was interrupted, or start anew.")
     ] = True,
@@ -116,6 +127,10 @@ def profile(
         try:
             _refuse_unwritable(out)
             served, settings = _read_settings(config, assignments or [], model, world_size)
+            known_as = served.model.path
+            if random_weights or served.model.random_weights:
+                blank, known_as = without_weights(served.model)
+                served = served.model_copy(update={"model": blank})
             job = _Job(
                 served,
                 settings,
@@ -127,6 +142,7 @@ def profile(
                 out,
                 resume,
                 force,
+                known_as,
             )
             # The ranks take long to load, and what is wrong here is so on any device.
             job.settings("cpu")
@@ -147,7 +163,7 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     executor = ModelExecutor.alone(job.served.model, job.executor)
-    view.say(f"starting the ranks with {job.served.model.path}")
+    view.say(f"starting the ranks with {job.known_as}")
     await executor.start()
     try:
         return await _measure(job, executor, view)
@@ -158,7 +174,9 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
 async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) -> LatencyTable:
     settings = job.settings(executor.device)
     conditions = Conditions.of(job.served.model, job.executor, executor.device, executor.dtype)
-    identity = identity_of(executor, _what_times_depend_on(job.served.model, conditions, settings))
+    identity = replace(
+        identity_of(executor, _what_times_depend_on(job.served.model, conditions, settings)), model=job.known_as
+    )
     target = job.out or find_model_repository() / _TABLES / table_name(identity, conditions)
     work = list_work(settings, modes_of(executor))
     if not job.force:

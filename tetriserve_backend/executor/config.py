@@ -24,6 +24,9 @@ class ModelSettings(BaseModel):
             differ a little where they meet; None never does.
         compile: compile the transformer's blocks (torch.compile) for every shape in the latency table, at the start;
             images of other sizes are refused.
+        random_weights: make the weights at random where they compute, instead of reading them: to measure what a model
+            takes whose weights are not there, since that does not depend on them. The directory needs no weights then,
+            only configurations and tokenizers. Images are noise.
         pace_table: for benchmarks on CPUs whose speed wanders: a latency table. An encode, step or decode that is done
             sooner than it says waits until that time is over, as if by locked clocks.
     """
@@ -40,6 +43,7 @@ class ModelSettings(BaseModel):
     text_encoder_ranks: int | None = Field(default=None, ge=0)
     vae_tiling_above: int | None = Field(default=2048 * 2048, ge=1)
     compile: bool = False
+    random_weights: bool = False
     pace_table: str | None = Field(default=None, min_length=1)
 
 

@@ -1,5 +1,6 @@
 """Small FLUX.1 and Stable Diffusion 3 pipelines with seeded random weights, built without any file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,17 @@ from transformers import (
 
 from tetriserve_backend.executor.demo_config import DemoConfig, DemoFluxConfig, DemoSd3Config
 
-_CLIP_TOKENS = 77
+CLIP_TOKENS = 77
+FLUX_SCHEDULE: Mapping[str, Any] = {
+    "use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15,
+    "base_image_seq_len": 256, "max_image_seq_len": 4096,
+}  # fmt: skip
+"""The noise schedule of FLUX.1-dev, and how its latents are scaled."""
+FLUX_LATENTS: Mapping[str, float] = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+SD3_SCHEDULE: Mapping[str, Any] = {"shift": 3.0}
+"""Those of Stable Diffusion 3."""
+SD3_LATENTS: Mapping[str, float] = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
+
 _PRINTABLE_ASCII = range(33, 127)
 _UNKNOWN_PENALTY = -3.0
 
@@ -45,35 +56,32 @@ def make_pipeline(config: DemoConfig) -> Any:
 
 def _flux_pipeline(config: DemoFluxConfig) -> Any:
     """With the noise schedule and the scaling of latents of FLUX.1-dev."""
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15,
-            base_image_seq_len=256, max_image_seq_len=4096,
-        ),
-        vae=_vae(config, scaling_factor=0.3611, shift_factor=0.1159),
+        scheduler=FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE),
+        vae=_vae(config, FLUX_LATENTS),
         text_encoder=CLIPTextModel(_clip_config(config, tokenizer, config.text_width)).eval(),
         tokenizer=tokenizer,
         text_encoder_2=_t5(config),
-        tokenizer_2=_t5_tokenizer(config.text_tokens),
+        tokenizer_2=t5_tokenizer(config.text_tokens),
         transformer=_flux_transformer(config),
-    )  # fmt: skip
+    )
 
 
 def _sd3_pipeline(config: DemoSd3Config) -> Any:
     """With the noise schedule and the scaling of latents of Stable Diffusion 3."""
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     # The two CLIP embeddings lie side by side and must not be wider than T5's.
     clip_config = _clip_config(config, tokenizer, config.text_width // 2)
     return StableDiffusion3Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(config, scaling_factor=1.5305, shift_factor=0.0609),
+        scheduler=FlowMatchEulerDiscreteScheduler(**SD3_SCHEDULE),
+        vae=_vae(config, SD3_LATENTS),
         text_encoder=CLIPTextModelWithProjection(clip_config).eval(),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(clip_config).eval(),
         tokenizer_2=tokenizer,
         text_encoder_3=_t5(config) if config.has_t5 else None,
-        tokenizer_3=_t5_tokenizer(config.text_tokens) if config.has_t5 else None,
+        tokenizer_3=t5_tokenizer(config.text_tokens) if config.has_t5 else None,
         transformer=_sd3_transformer(config),
     )
 
@@ -113,7 +121,7 @@ def _sd3_transformer(config: DemoSd3Config) -> Any:
     return transformer
 
 
-def _vae(config: DemoConfig, scaling_factor: float, shift_factor: float) -> Any:
+def _vae(config: DemoConfig, scale: Mapping[str, float]) -> Any:
     levels = len(config.vae_channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -127,8 +135,7 @@ def _vae(config: DemoConfig, scaling_factor: float, shift_factor: float) -> Any:
         sample_size=256,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        scaling_factor=scaling_factor,
-        shift_factor=shift_factor,
+        **scale,
     ).eval()
     _soften(vae.decoder)
     return vae
@@ -157,11 +164,11 @@ def _soften(decoder: Any) -> None:
             module.weight.mul_(strength / module.weight.std())
 
 
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
     """Byte by byte, without merges."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[], model_max_length=_CLIP_TOKENS)
+    return CLIPTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[], model_max_length=CLIP_TOKENS)
 
 
 def _clip_config(config: DemoConfig, tokenizer: Any, width: int) -> Any:
@@ -172,14 +179,14 @@ def _clip_config(config: DemoConfig, tokenizer: Any, width: int) -> Any:
         intermediate_size=2 * width,
         num_hidden_layers=config.text_layers,
         num_attention_heads=4,
-        max_position_embeddings=_CLIP_TOKENS,
+        max_position_embeddings=CLIP_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
-def _t5_tokenizer(text_tokens: int) -> Any:
+def t5_tokenizer(text_tokens: int) -> Any:
     """Printable ASCII, one token a character; all else is unknown."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(chr(code), _UNKNOWN_PENALTY) for code in _PRINTABLE_ASCII]

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +22,6 @@ from tetriserve_backend.executor.models.base import PREVIEW_SIDE, Conditioning, 
 
 EMBEDS, POOLED = "prompt_embeds", "pooled_prompt_embeds"
 NEGATIVE_EMBEDS, NEGATIVE_POOLED = "negative_prompt_embeds", "negative_pooled_prompt_embeds"
-LOADING: Mapping[str, Any] = {"local_files_only": True, "use_safetensors": True}
-"""For every `from_pretrained`: no network, and no format that can run code."""
 
 _PATCH = 2
 _MAX_T5_TOKENS = 512

@@ -16,8 +16,8 @@ from tetriserve_backend.domain import ConfigurationError, Request, image_tokens
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.models.base import Conditioning, TensorSpec
-from tetriserve_backend.executor.models.flow_match import EMBEDS, LOADING, POOLED, FlowMatchModel, Row, stack, t5_tokens
-from tetriserve_backend.executor.models.text_encoders import keeps_text_encoders, place_parts
+from tetriserve_backend.executor.models.flow_match import EMBEDS, POOLED, FlowMatchModel, Row, stack, t5_tokens
+from tetriserve_backend.executor.models.parts import load_pipeline, load_transformer
 
 _TRAINING_TIMESTEPS = 1000
 _DEFAULT_GUIDANCE = 3.5
@@ -58,11 +58,8 @@ class FluxModel(FlowMatchModel):
         """
         if not settings.load_t5:
             raise ConfigurationError("model.load_t5: false; FLUX.1 needs T5, only Stable Diffusion 3 works without")
-        transformer = xFuserFlux1Transformer2DWrapper.from_pretrained(
-            directory, subfolder="transformer", torch_dtype=dtype, **LOADING
-        )
-        pipeline: Any = FluxPipeline.from_pretrained(directory, transformer=transformer, torch_dtype=dtype, **LOADING)
-        place_parts(pipeline, device, keeps_text_encoders(settings, device))
+        transformer = load_transformer(xFuserFlux1Transformer2DWrapper, directory, settings, device, dtype)
+        pipeline = load_pipeline(FluxPipeline, directory, transformer, settings, device)
         text_tokens = t5_tokens(settings, pipeline.tokenizer_2, _DEFAULT_T5_TOKENS)
         return cls(pipeline, directory, settings, device, text_tokens)
 

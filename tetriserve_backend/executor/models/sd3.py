@@ -16,7 +16,6 @@ from tetriserve_backend.executor.models.base import Conditioning, TensorSpec
 from tetriserve_backend.executor.models.directory import absent_parts
 from tetriserve_backend.executor.models.flow_match import (
     EMBEDS,
-    LOADING,
     NEGATIVE_EMBEDS,
     NEGATIVE_POOLED,
     POOLED,
@@ -25,8 +24,8 @@ from tetriserve_backend.executor.models.flow_match import (
     stack,
     t5_tokens,
 )
+from tetriserve_backend.executor.models.parts import load_pipeline, load_transformer
 from tetriserve_backend.executor.models.sd3_parallel import parallelize
-from tetriserve_backend.executor.models.text_encoders import keeps_text_encoders, place_parts
 
 _DEFAULT_GUIDANCE = 7.0
 _DEFAULT_T5_TOKENS = 256
@@ -61,16 +60,11 @@ class Sd3Model(FlowMatchModel):
         Raises:
             ConfigurationError: see `FlowMatchModel`, or `max_sequence_length` is more than the tokenizer allows.
         """
-        transformer = SD3Transformer2DModel.from_pretrained(
-            directory, subfolder="transformer", torch_dtype=dtype, **LOADING
-        )
+        transformer = load_transformer(SD3Transformer2DModel, directory, settings, device, dtype)
         parallelize(transformer)
         has_t5 = settings.load_t5 and "text_encoder_3" not in absent_parts(directory)
-        without = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-        pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-            directory, transformer=transformer, torch_dtype=dtype, **LOADING, **without
-        )
-        place_parts(pipeline, device, keeps_text_encoders(settings, device))
+        without = frozenset() if has_t5 else frozenset({"text_encoder_3", "tokenizer_3"})
+        pipeline = load_pipeline(StableDiffusion3Pipeline, directory, transformer, settings, device, without=without)
         return cls(pipeline, directory, settings, device, t5_tokens(settings, pipeline.tokenizer_3, _DEFAULT_T5_TOKENS))
 
     def is_guided(self, request: Request) -> bool:

@@ -1,0 +1,54 @@
+"""A model of which only the sizes are known runs on real ranks, and all ranks have the same weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.executor.driver import Driver, make_request
+from tests.integration.executor.test_parity import assert_same_image
+from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+from tetriserve_profiling.analytic.model import Model, load_model
+from tetriserve_profiling.blank_model import write_blank_model
+
+TEXT = {"intermediate_size": 128, "num_layers": 1, "vocabulary": 1000}
+SMALL = {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 4, "joint_attention_dim": 64}
+
+
+def small(name: str) -> Model:
+    """A model that is known, with fewer and thinner layers."""
+    known = load_model(name).model_dump(by_alias=True)
+    width = {"clip": 64, "t5": 64}
+    transformer = known["transformer"] | SMALL
+    if known["guided"]:
+        # The two CLIP embeddings lie side by side, and become as wide as T5's.
+        width = {"clip": 64, "t5": 128}
+        transformer |= {"joint_attention_dim": 128, "pooled_projection_dim": 128, "caption_projection_dim": 128}
+    else:
+        transformer |= {"num_single_layers": 1, "pooled_projection_dim": 64, "attention_head_dim": 128}
+    encoders = [encoder | TEXT | {"hidden_size": width[encoder["kind"]]} for encoder in known["text_encoders"]]
+    vae = known["vae"] | {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+    return Model.model_validate(known | {"transformer": transformer, "text_encoders": encoders, "vae": vae})
+
+
+@pytest.fixture(params=["FLUX.1-dev", "SD3-medium"])
+def blank(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    write_blank_model(small(request.param), tmp_path / "blank")
+    assert not list((tmp_path / "blank").rglob("*.safetensors"))
+    return tmp_path / "blank"
+
+
+@pytest.fixture
+def ranks(blank: Path) -> Iterator[Driver]:
+    driver = Driver(ModelSettings(path=str(blank), random_weights=True), ExecutorSettings(world_size=2))
+    try:
+        yield driver.start()
+    finally:
+        driver.stop()
+
+
+def test_a_model_without_weights_runs_on_any_ranks_with_the_same_result(ranks: Driver) -> None:
+    request = make_request(128, 128)
+    alone = ranks.generate(request, (((0,), 4),))
+    assert alone.shape == (128, 128, 3) and alone.std() > 0
+    assert_same_image(ranks.generate(request, (((1,), 1), ((0, 1), 2), ((1,), 1)), decode_on=1), alone)
