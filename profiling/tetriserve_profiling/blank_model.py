@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.demo_models import DEMO_MODELS
 from tetriserve_backend.executor.home import tetriserve_home
 from tetriserve_backend.executor.python_process import child_environment, python_command
+from tetriserve_backend.executor.stored_weights import NUMBERS
 from tetriserve_profiling.analytic.model import FluxSizes, Model, TextEncoder, load_model
 
 _TIMEOUT_S = 300.0
@@ -66,8 +68,12 @@ def write_blank_model(model: Model, directory: Path) -> None:
     try:
         pipeline = _pipeline(model)
         pipeline.save_config(unfinished)
+        numbers: dict[str, int] = {}
         for name, part in pipeline.components.items():
             _save_without_weights(part, unfinished / name)
+            if hasattr(part, "parameters"):
+                numbers[name] = sum(tensor.numel() for tensor in part.parameters())
+        (unfinished / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         unfinished.chmod(0o755)
         unfinished.rename(directory)
     except OSError:

@@ -9,7 +9,7 @@ import psutil
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
-from tetriserve_backend.executor.stored_weights import PartWeights, read_weights
+from tetriserve_backend.executor.stored_weights import PartWeights, made_weights, read_weights
 
 _GIB = 1 << 30
 _T5_OF_SD3, _ENCODERS = "text_encoder_3", "text_encoder"
@@ -72,7 +72,7 @@ def check_host_memory(
     Raises:
         ConfigurationError: it does not fit; says what would.
     """
-    stored = read_weights(directory)
+    stored = _weights(directory, settings)
 
     def need(layout: Layout) -> int:
         parts = layout.parts(stored)
@@ -89,7 +89,7 @@ def check_device_memory(directory: Path, settings: ModelSettings, dtype: str, me
     Raises:
         ConfigurationError: it does not fit; says what would.
     """
-    stored = read_weights(directory)
+    stored = _weights(directory, settings)
 
     def need(layout: Layout) -> int:
         return sum(part.loaded_bytes(layout.dtype) for part in layout.parts(stored)) + _DEVICE_ROOM
@@ -97,6 +97,10 @@ def check_device_memory(directory: Path, settings: ModelSettings, dtype: str, me
     ways_out = {**_WAYS_OUT, "model.text_encoder_ranks: 0": lambda layout: replace(layout, keeps_text_encoders=False)}
     layout = Layout(dtype, settings.load_t5, memory.keeps_text_encoders)
     _check(directory, stored, layout, _Room(memory.device, memory.free_bytes, need, ways_out))
+
+
+def _weights(directory: Path, settings: ModelSettings) -> Sequence[PartWeights]:
+    return made_weights(directory) if settings.random_weights else read_weights(directory)
 
 
 _WAYS_OUT: Mapping[str, Callable[[Layout], Layout]] = {

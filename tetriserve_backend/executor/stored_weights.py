@@ -2,10 +2,13 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
+
+NUMBERS = "numbers_of_weights.json"
+"""Where a directory without weights tells how many there would be, by part."""
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 << 20
@@ -52,6 +55,23 @@ def read_weights(directory: Path) -> tuple[PartWeights, ...]:
         if files:
             parts.append(_weigh(folder.name, files))
     return tuple(parts)
+
+
+def made_weights(directory: Path) -> tuple[PartWeights, ...]:
+    """Every part whose weights are to be made at random, as far as it is known: they are nobody else's copy.
+
+    Raises:
+        ConfigurationError: see `read_weights`, or a file that tells the numbers of weights tells something else.
+    """
+    file = directory / NUMBERS
+    if not file.is_file():
+        parts = read_weights(directory)
+        return tuple(replace(part, numbers={"made": sum(part.numbers.values())}) for part in parts)
+    try:
+        told = {str(name): int(number) for name, number in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{file}: expected the numbers of weights by part: {error}") from error
+    return tuple(PartWeights(name, {"made": number}, 0) for name, number in sorted(told.items()))
 
 
 def _files(folder: Path) -> list[Path]:

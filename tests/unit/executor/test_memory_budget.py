@@ -8,7 +8,7 @@ import pytest
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.memory_budget import DeviceMemory, check_device_memory, check_host_memory
-from tetriserve_backend.executor.stored_weights import PartWeights, read_weights
+from tetriserve_backend.executor.stored_weights import NUMBERS, PartWeights, read_weights
 
 GIB = 1 << 30
 SETTINGS = ModelSettings()
@@ -104,3 +104,23 @@ def test_machine_is_asked_how_much_is_free(sd3: Path) -> None:
     write_weights(sd3 / "huge" / "model.safetensors", "BF16", all=(1 << 20, 1 << 30))
     with pytest.raises(ConfigurationError, match="free on this machine"):
         check_host_memory(sd3, SETTINGS, "bfloat16", 1)
+
+
+def test_weights_that_are_made_are_nobodys_copy(sd3: Path) -> None:
+    """14 GiB read and shared by two ranks; made, each rank has its own."""
+    check_host_memory(sd3, SETTINGS, "bfloat16", 2, free_bytes=16 * GIB)
+    made = ModelSettings(random_weights=True)
+    with pytest.raises(ConfigurationError, match=r"28\.1 GiB needed in bfloat16"):
+        check_host_memory(sd3, made, "bfloat16", 2, free_bytes=16 * GIB)
+    check_host_memory(sd3, made, "bfloat16", 1, free_bytes=16 * GIB)
+
+
+def test_a_directory_without_weights_tells_how_many_there_would_be(tmp_path: Path) -> None:
+    (tmp_path / NUMBERS).write_text(json.dumps({"transformer": 4 * GIB, "text_encoder_3": GIB}))
+    made = ModelSettings(random_weights=True)
+    device = DeviceMemory("cuda:0", 10 * GIB)
+    with pytest.raises(ConfigurationError, match=r"transformer 8\.0 GiB.*would fit: model\.load_t5: false"):
+        check_device_memory(tmp_path, made, "bfloat16", device)
+    (tmp_path / NUMBERS).write_text("[1]")
+    with pytest.raises(ConfigurationError, match=f"{NUMBERS}: expected the numbers of weights"):
+        check_device_memory(tmp_path, made, "bfloat16", device)
