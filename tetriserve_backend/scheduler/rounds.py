@@ -1,14 +1,15 @@
 """TetriServe's round scheduler: the paper's policy as a whole (§4.2)."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tetriserve_backend.domain import Assignment, Placement, Plan, SegmentKind
 from tetriserve_backend.scheduler.batch import Batch
 from tetriserve_backend.scheduler.candidates import RoundWindow
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.costs import CostModel, ShapeCosts
+from tetriserve_backend.scheduler.foresight import Foresight
 from tetriserve_backend.scheduler.round_length import round_length_s
 from tetriserve_backend.scheduler.round_plan import RoundPlanner
 from tetriserve_backend.scheduler.stages import batch_chain, chain
@@ -65,10 +66,10 @@ class RoundPolicy:
     def __init__(self, settings: SchedulerSettings, model: CostModel) -> None:
         self._settings, self._model = settings, model
         self._planner = RoundPlanner(settings, model)
+        self._foresight = Foresight(self._planner)
         self._fit_round()
         self._round_end_s = float("-inf")
         self._overrunning: set[int] = set()
-        self._told_to_wait: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -101,6 +102,7 @@ class RoundPolicy:
 
     def _fit_round(self) -> None:
         self._fitted_version = self._model.version
+        self._foresight.forget()
         shapes = self._model.profiled()
         # A server whose models are still to come has no rounds.
         self._round_length_s = round_length_s(shapes, self._settings.step_granularity) if shapes else 0.0
@@ -128,7 +130,7 @@ class RoundPolicy:
         placed = self._planner.divide(turn.ready, turn.free, view.world_size, window)
         if due and placed:
             self._round_end_s = window.end_s
-            self._told_to_wait.clear()
+            self._foresight.forget()
         for one in placed:
             share = one.share
             turn.send(share.batch, share.costs, one.placement, share.num_steps, start_s)
@@ -144,56 +146,39 @@ class RoundPolicy:
     def _go_on(self, view: SchedulerView, turn: _Turn, now_s: float) -> None:
         """One step each of those whom the next round would keep on ranks that idle until it begins.
 
-        The next round is planned as it would be by what is known now. A rank that should be another request's then,
-        or part of a wider group, waits for it; so does a request that was told so once, until that round.
+        A rank that should be another request's then, or part of a wider group, waits for it.
         """
         boundary_s = max(now_s, self._round_end_s)
         latest_s = boundary_s + self._settings.boundary_overrun * self._round_length_s
-        placements = self._placements_for_one_step(turn, latest_s - now_s)
-        if self._told_to_wait.issuperset(placements):
+        able = self._able_to_go_on(turn, latest_s - now_s)
+        if not able:
             return
-        self._told_to_wait.update(placements)
+        window = RoundWindow(boundary_s, self._round_length_s)
         near_s = boundary_s + self._settings.boundary_grace * self._round_length_s
-        placed = self._planner.divide(
-            _as_sent((request for request in view.requests if request.ready_at_s <= near_s), turn.assignments),
-            {rank.rank for rank in view.ranks if rank.free_at_s <= near_s},
-            view.world_size,
-            RoundWindow(boundary_s, self._round_length_s),
-        )
-        for one in placed:
-            batch, costs, at = one.share.batch, one.share.costs, one.placement
-            stays = all(placements.get(request_id) == at for request_id in batch.request_ids)
-            if stays and now_s + costs.batch_chain_s(batch, at.sp_degree, 1) <= latest_s:
-                turn.send(batch, costs, at, 1, now_s)
-                self._overrunning.update(at.ranks)
+        seats = self._foresight.seats(view, turn.assignments, window, until_s=near_s)
+        for seat in [seats[request_id] for request_id in able if request_id in seats]:
+            members = tuple(able[request_id] for request_id in seat.request_ids if request_id in able)
+            stay = len(members) == len(seat.request_ids) and all(one.placement == seat.placement for one in members)
+            # Of a batch, the first member has seen to it.
+            if not stay or not turn.free.issuperset(seat.placement.ranks):
+                continue
+            batch = Batch(members)
+            may_share = batch.size == 1 or not any(member.runs_alone for member in members)
+            ends_s = now_s + seat.costs.batch_chain_s(batch, seat.placement.sp_degree, 1)
+            if may_share and ends_s <= latest_s:
+                turn.send(batch, seat.costs, seat.placement, 1, now_s)
+                self._overrunning.update(seat.placement.ranks)
 
-    def _placements_for_one_step(self, turn: _Turn, room_s: float) -> dict[str, Placement]:
-        """Requests whose last ranks are idle and could do a step of theirs within `room_s`, and these ranks."""
+    def _able_to_go_on(self, turn: _Turn, room_s: float) -> dict[str, RequestView]:
+        """Requests, by id, whose last ranks are idle and could do a step of theirs within `room_s`."""
         return {
-            request.request.request_id: at
+            request.request.request_id: request
             for request in turn.ready
             if (at := request.placement) is not None
             and request.next_kind is SegmentKind.DENOISE
             and turn.free.issuperset(at.ranks)
             and self._model.of(request.request).step_s.get(at.sp_degree, math.inf) <= room_s
         }
-
-
-def _as_sent(requests: Iterable[RequestView], assignments: Sequence[Assignment]) -> list[RequestView]:
-    """The requests as they are when this is done; those that then need no more steps are left out."""
-    num_steps: dict[str, int] = {}
-    for entry in assignments:
-        for request_id in entry.request_ids:
-            num_steps[request_id] = num_steps.get(request_id, 0) + entry.num_steps
-    views = []
-    for view in requests:
-        request_id, then = view.request.request_id, view
-        if request_id in num_steps:
-            left = view.remaining_steps - num_steps[request_id]
-            then = replace(view, next_kind=SegmentKind.DENOISE, remaining_steps=left)
-        if then.remaining_steps and then.next_kind is not SegmentKind.DECODE:
-            views.append(then)
-    return views
 
 
 def _decode(ready: Sequence[RequestView], free: set[int]) -> list[Assignment]:
