@@ -159,6 +159,11 @@ class LatencyTable:
         return sum(values) / len(values) if values else 0.0
 
     @property
+    def origin(self) -> str:
+        """What errors call it: its file, if it came from one."""
+        return self._origin
+
+    @property
     def works(self) -> tuple[Work, ...]:
         """What this table has an entry for."""
         decode = (decode_work(entry.height, entry.width) for entry in self._document.decode)

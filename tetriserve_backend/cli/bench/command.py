@@ -54,8 +54,12 @@ def bench(
     folder = ResultFolder(out or Path("bench-output") / config.stem)
     try:
         spec = read_spec(config, assignments or [])
+        # What is wrong with it shows before a folder is made, or emptied.
+        given = _given_table(spec)
         folder.claim(spec, fresh=fresh)
-        table = _table(spec, folder, console)
+        if given is not None:
+            given.save(folder.table)
+        table = _measured_table(spec, folder, console) if given is None else given
         benchmark = _Benchmark(spec, spec.concrete(table), table, folder, console)
         try:
             status = benchmark.run(processes)
@@ -74,15 +78,21 @@ def bench(
     raise typer.Exit(status)
 
 
-def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTable:
-    """The table that is given, or was measured before, or is measured now."""
-    if spec.latency_table is not None:
-        LatencyTable.load(spec.latency_table).save(folder.table)
-        return LatencyTable.load(folder.table)
+def _given_table(spec: BenchSpec) -> LatencyTable | None:
+    """The table that the benchmark names, if it names one; errors about it call it by that name."""
+    if spec.latency_table is None:
+        return None
+    table = LatencyTable.load(spec.latency_table)
+    spec.grid.check_table(table)
+    return table
+
+
+def _measured_table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTable:
+    """The table that was measured before, or is measured now."""
     if (factor := spec.hold_pace) is not None and not folder.pace_table.exists():
         with console.status("measuring the fastest moments") as line:
             tell = _teller(line, "measuring the fastest moments")
-            fastest = measure_fastest(spec.server, spec.profile, tell, speed_up=spec.expect_speed_up)
+            fastest = measure_fastest(spec.unpaced_server(), spec.profile, tell, speed_up=spec.expect_speed_up)
         fastest.corrected(lambda work: factor).save(folder.pace_table)
     if not folder.table.exists():
         with console.status("measuring the latency table") as line:
@@ -93,7 +103,7 @@ def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTa
 def _measure(spec: BenchSpec, folder: ResultFolder, tell: Callable[[str], None]) -> LatencyTable:
     """The table that the servers plan with."""
     if spec.hold_pace is None:
-        return measure(spec.server, spec.profile, tell, with_moves=True)
+        return measure(spec.unpaced_server(), spec.profile, tell, with_moves=True)
     pace = LatencyTable.load(folder.pace_table)
     return measure_at_pace(spec.paced_server(folder.pace_table), spec.profile, pace, tell)
 
