@@ -16,7 +16,7 @@ from rich.status import Status
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.evaluate import evaluate
 from tetriserve_backend.cli.bench.live import LiveBench
-from tetriserve_backend.cli.bench.measuring import measure, measure_at_pace, measure_fastest
+from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest, measure_free
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
 from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
 from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
@@ -103,7 +103,7 @@ def _measured_table(spec: BenchSpec, folder: ResultFolder, console: Console) -> 
 def _measure(spec: BenchSpec, folder: ResultFolder, tell: Callable[[str], None]) -> LatencyTable:
     """The table that the servers plan with."""
     if spec.hold_pace is None:
-        return measure(spec.unpaced_server(), spec.profile, tell, with_moves=True)
+        return measure_free(spec.unpaced_server(), spec.profile, tell, speed_up=spec.expect_speed_up)
     pace = LatencyTable.load(folder.pace_table)
     return measure_at_pace(spec.paced_server(folder.pace_table), spec.profile, pace, tell)
 
@@ -154,7 +154,8 @@ class _Benchmark:
             return
         shown = [run for run in done if run.cell == done[-1].cell]
         if self.spec.where is Where.LIVE:
-            sheets = live_sheets(evaluate(done, self.folder, self.table, self.grid.engine), self.table)
+            results = evaluate(done, self.folder, self.table, self.grid.engine)
+            sheets = live_sheets(results, self.table, self.spec.expect_speed_up)
             title = "Live serving"
         else:
             sheets = simulated_sheets(self.grid, self.folder)

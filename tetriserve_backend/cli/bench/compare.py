@@ -13,12 +13,15 @@ _USUAL_PACE = 0.03
 """By how much the pace of a run may differ from 1 before a note says so."""
 
 
-def live_sheets(results: Sequence[LiveResult], table: LatencyTable) -> list[Sheet]:
+def live_sheets(
+    results: Sequence[LiveResult], table: LatencyTable, expect_speed_up: float | None = None
+) -> list[Sheet]:
     """For each workload of the grid: what the policies did, how well it was predicted, and the gist of both.
 
     Args:
         results: of the runs that are done.
         table: what the servers planned with.
+        expect_speed_up: see `BenchSpec`.
     """
     workloads: dict[str, dict[str, list[LiveResult]]] = {}
     for result in results:
@@ -31,7 +34,7 @@ def live_sheets(results: Sequence[LiveResult], table: LatencyTable) -> list[Shee
             _served_sheet(workload, groups),
             _attainment_sheet(workload, groups),
             _latency_sheet(workload, groups),
-            short_account(workload, groups, table),
+            short_account(workload, groups, table, expect_speed_up),
         ]
     return sheets
 

@@ -1,6 +1,6 @@
 """The gist of a live benchmark: leads, the worst predictions, and what ranks gain together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tetriserve_backend.cli.bench.totals import PolicyResults
 from tetriserve_backend.cli.reporting.sheet import Sheet
@@ -10,13 +10,16 @@ _NOT_STATIC = frozenset({"tetris", "tetriserve"})
 """Policies that change the degree of a request while it runs."""
 
 
-def short_account(workload: str, groups: Sequence[PolicyResults], table: LatencyTable) -> Sheet:
+def short_account(
+    workload: str, groups: Sequence[PolicyResults], table: LatencyTable, expect_speed_up: float | None
+) -> Sheet:
     """A few figures of one workload.
 
     Args:
         workload: in words.
         groups: the policies; the first one is compared with the others.
         table: what their servers planned with.
+        expect_speed_up: of the largest resolution, from one rank to the fastest degree; None expects nothing.
     """
     static = [group for group in groups if group.scheduling not in _NOT_STATIC]
     others = [group for group in groups[1:] if group not in static]
@@ -28,7 +31,8 @@ def short_account(workload: str, groups: Sequence[PolicyResults], table: Latency
         _longest_idle(groups),
         _speed_ups(table),
     ]
-    return Sheet(f"in short: {workload}", ("what", "figure"), tuple(rows))
+    notes = tuple(_disappointments(table, expect_speed_up))
+    return Sheet(f"in short: {workload}", ("what", "figure"), tuple(rows), notes)
 
 
 def _lead(first: PolicyResults, other: PolicyResults, what: str) -> tuple[str, str]:
@@ -55,6 +59,16 @@ def _furthest_predicted(groups: Sequence[PolicyResults]) -> list[tuple[str, str]
 def _longest_idle(groups: Sequence[PolicyResults]) -> tuple[str, str]:
     worst = max(groups, key=lambda group: group.idle_share())
     return "most idle between segments of a request on unchanged ranks", f"{worst.policy}, {worst.idle_share():.2%}"
+
+
+def _disappointments(table: LatencyTable, expect_speed_up: float | None) -> Iterator[str]:
+    height, width = table.resolutions[-1]
+    found = table.speed_up(height, width)
+    if expect_speed_up is not None and found < expect_speed_up:
+        yield (
+            f"Ranks gained less together than was expected: {found:.2f} times as fast at {height}x{width}, expected"
+            f" {expect_speed_up:g} (expect_speed_up). Wide degrees were of little use to any policy here."
+        )
 
 
 def _speed_ups(table: LatencyTable) -> tuple[str, str]:

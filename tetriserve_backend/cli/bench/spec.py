@@ -66,8 +66,9 @@ class BenchSpec(BaseModel):
             be repeated, and foretold. The latency table is measured at that pace, and a run in which they could not
             keep to it is done again (two at most). None lets them go as fast as they can (LIVE only).
         expect_speed_up: how many times as fast as one rank the fastest degree should be at the largest resolution.
-            Where ranks together were never so quick while their fastest moment was measured, that is measured again
-            (three times at most); with `hold_pace` only. The comparison tells what it was.
+            Where ranks together were never so quick while their fastest moment was measured, or without `hold_pace` the
+            first table, that is measured again (three times at most). The comparison tells what it was, and notes it
+            where that is less.
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
@@ -142,8 +143,6 @@ class BenchSpec(BaseModel):
             raise ValueError("hold_pace: only for live runs whose latency table is measured")
         if self.hold_pace is not None and self.server.model.device == "cuda":
             raise ValueError("hold_pace: only on CPU; GPUs keep to a pace with locked clocks")
-        if self.expect_speed_up is not None and self.hold_pace is None:
-            raise ValueError("expect_speed_up: goes with hold_pace, for which the fastest moments are measured")
         if self.server.model.pace_table is not None:
             raise ValueError("server.model.pace_table: not a setting of a benchmark's server; see hold_pace")
         if self.load is not None and len(self.grid.mixes) > 1:

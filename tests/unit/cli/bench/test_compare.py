@@ -104,6 +104,13 @@ def test_runs_at_another_pace_and_requests_without_an_image_are_told():
     assert "pace 1.40" in slow and "2 requests" in failed and "no rank left" in failed
 
 
+@pytest.mark.parametrize(("expected", "told"), [(None, False), (3.0, False), (3.5, True)])
+def test_the_gist_tells_where_ranks_gained_less_together_than_was_expected(expected, told):
+    (*_, gist) = live_sheets([result("tetris", 0, live=9, at_pace=9)], small_table(), expected)
+    assert any("3.08 times as fast at 512x512, expected 3.5" in note for note in gist.notes) is told
+    assert (gist.notes != ()) is told
+
+
 def test_the_gist_has_the_leads_the_worst_predictions_the_most_idle_time_and_what_ranks_gain_together():
     paper = result("tetriserve", 0, live=9, at_pace=9)
     (*_, gist) = live_sheets(

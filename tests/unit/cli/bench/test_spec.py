@@ -58,7 +58,6 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ),
         ({"hold_pace": 0.9}, "hold_pace: .*greater than or equal to 1"),
         ({"hold_pace": 1.5, "server": {"model": {"device": "cuda"}}}, "hold_pace: only on CPU"),
-        ({"expect_speed_up": 1.7}, "expect_speed_up: goes with hold_pace"),
         ({"grid": {**GRID, "slowdown": 1.5}}, "grid.slowdown: only the simulator"),
         ({"grid": {**GRID, "policies": ["tetris", {"name": "tetris", "scheduler": {}}]}}, "two are named 'tetris'"),
         ({"grid": {**GRID, "policies": ["fixed_sp1"]}}, "fixed_sp1: .*allowed: tetris"),
@@ -110,6 +109,12 @@ def test_deadlines_rate_and_length_follow_from_the_table(tmp_path, table):
 def test_without_any_of_that_the_grid_stays_as_it_is(tmp_path, table):
     spec = read_spec(write(tmp_path), [])
     assert spec.slo is SloBasis.GIVEN and spec.concrete(table) == spec.grid
+
+
+def test_ranks_that_run_free_need_no_other_file(tmp_path):
+    """As `live-2ranks.yaml` and the README say it."""
+    spec = read_spec(BENCHMARKS / "live-2ranks.yaml", ["hold_pace=null", "measure_again=true"])
+    assert spec.expect_speed_up == 1.7 and spec.paced_server(tmp_path / "pace.json").model.pace_table is None
 
 
 def test_what_only_the_simulator_can_do_is_allowed_there_without_prompts(tmp_path):
