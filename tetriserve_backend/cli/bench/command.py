@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fast
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
 from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
 from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
+from tetriserve_backend.cli.bench.verdict import failures_of
 from tetriserve_backend.cli.reporting.page import write_page
 from tetriserve_backend.cli.reporting.pictures import best_first, summary_pictures, timeline_pictures
 from tetriserve_backend.cli.timeline_view import TimelineView
@@ -30,8 +31,10 @@ from tetriserve_backend.simulator.sweep import SweepSpec
 from tetriserve_backend.simulator.trace import write_trace
 from tetriserve_backend.simulator.workload import generate
 from tetriserve_client import ServerFailureError
+from tetriserve_profiling.told import first_of
 
 _EXIT_FAILED, _EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
+_MOST_FAILURES = 5
 
 
 def bench(
@@ -48,7 +51,8 @@ def bench(
 ) -> None:
     """Run a benchmark, or go on with one that was interrupted, and compare its policies.
 
-    Exit status: 0 done; 1 a server failed; 2 wrong options or files; 130 interrupted, with what is done compared.
+    Exit status: 0 done; 1 a server failed, or there is a live run without any image or with a timeline that is wrong;
+    2 wrong options or files; 130 interrupted. What is done is compared in any case.
     """
     console = Console(width=None if sys.stdout.isatty() else 180)
     folder = ResultFolder(out or Path("bench-output") / config.stem)
@@ -66,7 +70,7 @@ def bench(
         except (TetriserveError, ServerFailureError, BrokenProcessPool):
             benchmark.report()
             raise
-        benchmark.report()
+        failures = benchmark.report()
     except (ConfigurationError, LatencyTableError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
@@ -75,7 +79,9 @@ def bench(
         raise typer.Exit(_EXIT_FAILED) from error
     except KeyboardInterrupt:
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-    raise typer.Exit(status)
+    for failure in first_of(failures, _MOST_FAILURES):
+        print(f"tetriserve: {failure}", file=sys.stderr)
+    raise typer.Exit(status or (_EXIT_FAILED if failures else 0))
 
 
 def _given_table(spec: BenchSpec) -> LatencyTable | None:
@@ -147,15 +153,17 @@ class _Benchmark:
                 return _EXIT_INTERRUPTED
         return 0
 
-    def report(self) -> None:
-        """Compare what is done, in the terminal and in files."""
+    def report(self) -> Sequence[str]:
+        """Compare what is done, in the terminal and in files; why runs are worth nothing, in words."""
         done = [run for run in runs_of(self.grid) if self.folder.is_done(run)]
+        failures: Sequence[str] = ()
         if not done:
-            return
+            return failures
         shown = [run for run in done if run.cell == done[-1].cell]
         if self.spec.where is Where.LIVE:
             results = evaluate(done, self.folder, self.table, self.grid.engine)
             sheets = live_sheets(results, self.table, self.spec.expect_speed_up)
+            failures = tuple(failures_of(results))
             title = "Live serving"
         else:
             sheets = simulated_sheets(self.grid, self.folder)
@@ -164,7 +172,7 @@ class _Benchmark:
         for sheet in sheets:
             self.console.print(sheet.to_rich())
             for note in sheet.notes:
-                self.console.print(note, highlight=False)
+                self.console.print(note, markup=False, highlight=False)
         write_whole(self.folder.path / "comparison.md", "\n".join(sheet.to_markdown() for sheet in sheets))
         for number, sheet in enumerate(sheets, 1):
             write_whole(self.folder.path / f"comparison.{number}.csv", sheet.to_csv())
@@ -175,6 +183,7 @@ class _Benchmark:
         self.console.print(
             f"{self.folder.path}: summaries, timelines, comparison.md, report.html", markup=False, highlight=False
         )
+        return failures
 
 
 def _progress(console: Console) -> Progress:

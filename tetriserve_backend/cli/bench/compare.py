@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.bench.short_account import short_account
 from tetriserve_backend.cli.bench.totals import Expected, LiveResult, PolicyResults, Total
+from tetriserve_backend.cli.bench.verdict import told_briefly
 from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.latency_table import LatencyTable
 
@@ -94,6 +95,8 @@ def _notes(result: LiveResult) -> Iterator[str]:
         yield f"{result.run.name}: its ranks were not as fast as when the table was measured, pace {result.pace:.2f}."
     if result.errors:
         yield f"{result.run.name}: {len(result.errors)} requests got no image, the first since: {result.errors[0]}"
+    if result.problems:
+        yield f"{result.run.name}: its timeline is wrong: {told_briefly(result.problems)}"
 
 
 def _attainment_sheet(workload: str, groups: Sequence[PolicyResults]) -> Sheet:
