@@ -18,7 +18,7 @@ from tetriserve_backend.cli.bench.evaluate import evaluate
 from tetriserve_backend.cli.bench.live import LiveBench
 from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest, measure_free
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
-from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
+from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_traces_and_timelines
 from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
 from tetriserve_backend.cli.bench.verdict import failures_of
 from tetriserve_backend.cli.reporting.page import write_page
@@ -55,9 +55,10 @@ def bench(
     2 wrong options or files; 130 interrupted. What is done is compared in any case.
     """
     console = Console(width=None if sys.stdout.isatty() else 180)
-    folder = ResultFolder(out or Path("bench-output") / config.stem)
     try:
         spec = read_spec(config, assignments or [])
+        path = out or Path("bench-output") / config.stem
+        folder = ResultFolder(path, table_is_given=spec.latency_table is not None)
         # What is wrong with it shows before a folder is made, or emptied.
         given = _given_table(spec)
         folder.claim(spec, fresh=fresh)
@@ -167,7 +168,7 @@ class _Benchmark:
             title = "Live serving"
         else:
             sheets = simulated_sheets(self.grid, self.folder)
-            write_timelines(self.grid, self.table, self.folder, shown)
+            write_traces_and_timelines(self.grid, self.table, self.folder, shown)
             title = "Simulated serving"
         for sheet in sheets:
             self.console.print(sheet.to_rich())
@@ -181,7 +182,9 @@ class _Benchmark:
         pictures = [*summary_pictures(summaries, self.folder.path), *timeline_pictures(views, self.folder.path)]
         write_page(self.folder.path / "report.html", summaries, pictures, title=title, tables=sheets)
         self.console.print(
-            f"{self.folder.path}: summaries, timelines, comparison.md, report.html", markup=False, highlight=False
+            f"{self.folder.path}: summaries, traces, timelines, comparison.md, report.html",
+            markup=False,
+            highlight=False,
         )
         return failures
 

@@ -49,10 +49,15 @@ class ResultFolder:
     """The folder of one benchmark.
 
     A run is done when its summary is there: it is written last, and whole or not at all.
+
+    Args:
+        path: of the folder.
+        table_is_given: whether its latency table comes from a file, or is measured.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, table_is_given: bool = False) -> None:
         self.path = path
+        self._table_name = f"{'given' if table_is_given else 'measured'}.latency.json"
 
     def claim(self, spec: BenchSpec, *, fresh: bool) -> None:
         """Make the folder, or go on in it.
@@ -81,8 +86,8 @@ class ResultFolder:
 
     @property
     def table(self) -> Path:
-        """The latency table that all live servers plan with."""
-        return self.path / "measured.latency.json"
+        """The latency table that servers or simulations plan with; of a given one, a copy."""
+        return self.path / self._table_name
 
     @property
     def pace_table(self) -> Path:

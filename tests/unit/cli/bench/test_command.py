@@ -15,6 +15,7 @@ from tetriserve_backend.cli.bench import live
 from tetriserve_backend.cli.bench.live import LiveBench
 from tetriserve_backend.cli.bench.observed import read_events, write_timeline
 from tetriserve_backend.cli.bench.replay import Answer
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.trace import read_trace
 
 RUNS = {f"c00{cell}.{name}" for cell in (0, 1) for name in ("tetris", "patient")}
@@ -60,8 +61,15 @@ def bench(monkeypatch, tmp_path):
     return run
 
 
-def test_a_benchmark_whose_runs_have_their_images_is_done(bench):
-    result = bench(RefusingMachine(refused=()))
+def test_a_benchmark_whose_runs_have_their_images_is_done_and_goes_on_where_it_was(bench):
+    machine = RefusingMachine(refused=())
+    bench(machine)
+    Path("out/c001.patient.summary.json").unlink()
+    # As an earlier version called the copy of a table that is given.
+    Path("out/given.latency.json").rename("out/measured.latency.json")
+    result = bench(machine)
+    assert machine.served[len(RUNS) :] == ["c001.patient c001-"]
+    assert LatencyTable.load("out/given.latency.json").to_dict() == TABLE.to_dict()
     assert result.exit_code == 0, result.output
     assert {path.name.removesuffix(".summary.json") for path in Path("out").glob("*.summary.json")} == RUNS
 

@@ -72,6 +72,7 @@ class Server:
 
     def start(self):
         self.machine.running[self.grpc_url] = self
+        Path(self.grpc_url).unlink(missing_ok=True)
 
     def stop(self):
         del self.machine.running[self.grpc_url]
