@@ -69,7 +69,9 @@ def _longest_idle(groups: Sequence[PolicyResults]) -> Iterator[tuple[str, str]]:
     yield "most idle between segments of a request on unchanged ranks", f"{worst.policy}, {worst.idle_share():.2%}"
     result = max((group.idlest() for group in groups), key=lambda result: result.most_idle.share)
     one = result.most_idle
-    yield "most of it for a single request", f"{result.run.name} {one.request_id}, {one.share:.2%} of {one.work_s:.2f} s"
+    if one.work_s:
+        figure = f"{result.run.name} {one.request_id}, {one.share:.2%} of {one.work_s:.2f} s"
+        yield "most of it for a single request", figure
 
 
 def _disappointments(table: LatencyTable, expect_speed_up: float | None) -> Iterator[str]:
