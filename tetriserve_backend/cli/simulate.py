@@ -1,27 +1,33 @@
 """`tetriserve simulate`: the server's engine and policies on a trace, in virtual time."""
 
 import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tetriserve_backend.cli.simulation_input import (
+    check_trace,
+    load_tables,
+    parse_failure,
+    parse_label,
+    parse_slow_rank,
+    read_requests,
+    sidecar_labels,
+)
 from tetriserve_backend.cli.simulation_table import SimulatedRun, show_runs
-from tetriserve_backend.domain import ConfigurationError, Request, TetriserveError
+from tetriserve_backend.domain import ConfigurationError, TetriserveError
 from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.executor.home import tetriserve_home
-from tetriserve_backend.latency_table import LatencyTable, LatencyTables
+from tetriserve_backend.latency_table import LatencyTables
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.bound import Bound, BoundCache, BoundSettings
 from tetriserve_backend.simulator.run import SimulationSettings
 from tetriserve_backend.simulator.run import simulate as run_simulation
-from tetriserve_backend.simulator.sweep import table_with_dispatch
-from tetriserve_backend.simulator.trace import read_trace
 from tetriserve_backend.simulator.virtual_world import RankFailure
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import (
@@ -99,14 +105,17 @@ def simulate(
             if len(tables.models) > 1:
                 raise ConfigurationError("--true-latency-table: allowed: where there is one --latency-table")
             true_tables = load_tables([f"{tables.models[0]}={true_latency_table}"], dispatch_seconds)
+        check_trace(trace, (tables, true_tables))
         ranks = gpus or max(table.world_size for table in tables)
         slow_ranks = dict(parse_slow_rank(text, ranks) for text in slow_rank or [])
         failures = tuple(parse_failure(text, ranks) for text in fail or [])
-        labels = {**_sidecar_labels(trace), **dict(_parse_label(text) for text in label or [])}
+        labels = {**sidecar_labels(trace), **dict(parse_label(text) for text in label or [])}
         limit = None
         if bound or bound_without_batching:
             how = BoundSettings(batching=not bound_without_batching, time_limit_s=bound_time_limit)
-            limit = BoundCache(tetriserve_home() / "bounds").bound(true_tables, _requests(trace), ranks, how)
+            limit = BoundCache(tetriserve_home() / "bounds").bound(
+                true_tables, read_requests(trace, (tables, true_tables)), ranks, how
+            )
         names = policy.split(",") if policy else [settings.scheduler.policy]
         runs = []
         for name in names:
@@ -134,63 +143,6 @@ def simulate(
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
     _print(runs, limit, output)
-
-
-def load_tables(given: Sequence[str], dispatch_s: float | None) -> LatencyTables:
-    """The tables of `[NAME=]FILE` options; without a name it is that of the only model.
-
-    Args:
-        given: the options.
-        dispatch_s: cost of sending a segment, instead of the tables'; None leaves it.
-
-    Raises:
-        ConfigurationError: several without a name, or one name twice.
-        LatencyTableError: a file is missing or broken.
-    """
-    tables: dict[str, LatencyTable] = {}
-    for text in given:
-        name, separator, path = text.partition("=")
-        name, path = (name, path) if separator and not Path(text).exists() else ("", text)
-        if name in tables or (not name and len(given) > 1):
-            raise ConfigurationError(
-                f"--latency-table {text}: allowed: NAME=FILE, each name once, where there are several"
-            )
-        table = LatencyTable.load(path)
-        tables[name] = table if dispatch_s is None else table_with_dispatch(table, dispatch_s)
-    return LatencyTables(tables)
-
-
-def parse_failure(text: str, gpus: int) -> RankFailure:
-    """A `RANK@SECONDS[:RESPAWN_S]`.
-
-    Raises:
-        ConfigurationError: not of that form, or no such rank.
-    """
-    rank, _, times = text.partition("@")
-    at, _, respawn = times.partition(":")
-    try:
-        failure = RankFailure(int(rank), float(at), float(respawn)) if respawn else RankFailure(int(rank), float(at))
-    except ValueError:
-        raise ConfigurationError(f"--fail {text}: allowed: RANK@SECONDS[:RESPAWN_S], such as 3@10.5:20") from None
-    if not 0 <= failure.rank < gpus or failure.at_s < 0 or failure.respawn_s < 0:
-        raise ConfigurationError(f"--fail {text}: allowed: ranks 0 to {gpus - 1}, seconds of at least 0")
-    return failure
-
-
-def parse_slow_rank(text: str, gpus: int) -> tuple[int, float]:
-    """A `RANK=FACTOR`.
-
-    Raises:
-        ConfigurationError: not of that form, no such rank, or a factor that is not more than 0.
-    """
-    rank_text, _, factor_text = text.partition("=")
-    try:
-        rank, factor = int(rank_text), float(factor_text)
-    except ValueError:
-        raise ConfigurationError(f"--slow-rank {text}: allowed: RANK=FACTOR, such as 3=1.3") from None
-    if not 0 <= rank < gpus or not 0.0 < factor < math.inf:
-        raise ConfigurationError(f"--slow-rank {text}: allowed: ranks 0 to {gpus - 1}, factors of more than 0")
-    return rank, factor
 
 
 def _world(
@@ -224,7 +176,7 @@ def _run(
         on_time = limit.on_time if limit else None
         result = run_simulation(
             tables[0],
-            _requests(trace),
+            read_requests(trace, tables),
             world,
             true_table=tables[1],
             timeline=writer,
@@ -237,36 +189,12 @@ def _run(
     return SimulatedRun(result, time.perf_counter() - started_s)
 
 
-def _requests(trace: Path) -> Iterator[Request]:
-    return (line.to_request() for line in read_trace(trace))
-
-
 def _name(path: Path | None, policy: str, several: bool) -> Path | None:
     """`x.policy.summary.json` for `x.summary.json` where several policies would write one file."""
     if path is None or not several:
         return path
     stem, dot, ending = path.name.partition(".")
     return path.with_name(f"{stem}.{policy.strip()}{dot}{ending}")
-
-
-def _sidecar_labels(trace: Path) -> dict[str, Any]:
-    """What `tetriserve workload` noted about the trace that it made."""
-    sidecar = trace.with_name(trace.name.removesuffix(".jsonl").removesuffix(".trace") + ".workload.json")
-    try:
-        labels = json.loads(sidecar.read_text(encoding="utf-8"))["labels"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return labels if isinstance(labels, dict) else {}
-
-
-def _parse_label(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ConfigurationError(f"--label {text}: allowed: KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _write_summary(path: Path | None, run: SimulatedRun) -> None:

@@ -1,16 +1,18 @@
 """A grid of workloads, each served by several policies beside the bound."""
 
 import itertools
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain import ConfigurationError, image_tokens
 from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.latency_table import LatencyTable
@@ -19,17 +21,34 @@ from tetriserve_backend.scheduler.registry import check_policy_name
 from tetriserve_backend.simulator.bound import BoundCache, BoundSettings
 from tetriserve_backend.simulator.run import SimulationSettings, simulate
 from tetriserve_backend.simulator.summary import Summary
-from tetriserve_backend.simulator.workload import WorkloadSpec, generate
+from tetriserve_backend.simulator.workload import Mix, RatePerMinute, Seed, WorkloadSpec, generate
+
+_NAME = re.compile(r"\w[\w .+=-]{0,79}")
 
 
 class Variant(BaseModel):
-    """A policy under a name of its own, with the settings that make it different; `engine` None takes the sweep's."""
+    """A policy under a name of its own, with the settings that make it different.
+
+    Attributes:
+        name: of its files, among other things.
+        engine: None takes the sweep's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     scheduler: SchedulerSettings
     engine: EngineSettings | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _fit_for_files(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "expected at most 80 letters, digits, spaces and any of _ . + = -, a letter, a digit or _ first:"
+                " files are named after it"
+            )
+        return name
 
 
 class SweepSpec(BaseModel):
@@ -54,12 +73,12 @@ class SweepSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variants: tuple[Variant, ...] = Field(min_length=1, alias="policies")
+    variants: tuple[Variant, ...] = Field(alias="policies")
     gpus: int | None = Field(default=None, ge=1)
-    mixes: tuple[str | dict[str, float], ...] = ("uniform", "skewed")
+    mixes: tuple[Mix, ...] = ("uniform", "skewed")
     slo_scales: tuple[float | tuple[float, ...], ...] = (1.0, 1.2, 1.5)
-    rates_per_minute: tuple[float, ...] = (12.0, 24.0, 36.0)
-    seeds: tuple[int, ...] = (1, 2)
+    rates_per_minute: tuple[RatePerMinute, ...] = (12.0, 24.0, 36.0)
+    seeds: tuple[Seed, ...] = (1, 2)
     workload: WorkloadSpec = WorkloadSpec()
     engine: EngineSettings = EngineSettings()
     noise_cv: float = Field(default=0.0, ge=0)
@@ -75,6 +94,13 @@ class SweepSpec(BaseModel):
         if not isinstance(given, list | tuple):
             return given
         return [{"name": item, "scheduler": {"policy": item}} if isinstance(item, str) else item for item in given]
+
+    @field_validator("variants", "mixes", "slo_scales", "rates_per_minute", "seeds")
+    @classmethod
+    def _not_empty(cls, axis: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not axis:
+            raise ValueError("expected at least one")
+        return axis
 
     @model_validator(mode="after")
     def _sound(self) -> "SweepSpec":
@@ -108,6 +134,21 @@ class SweepSpec(BaseModel):
             )
             for mix, scale, rate, seed in axes
         ]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of everything that may be asked for, fewest tokens first."""
+        found = {shape for cell in self.cells() for shape, share in cell.weights().items() if share > 0}
+        return tuple(sorted(found, key=lambda shape: (image_tokens(*shape), shape)))
+
+    def check_table(self, table: LatencyTable) -> None:
+        """Refuse a table that cannot tell the time of everything that may be asked for.
+
+        Raises:
+            LatencyTableError: it lacks a shape; names its file and the shape, and says what to do.
+        """
+        for shape in self.shapes:
+            table.check_resolution(*shape)
 
     def simulation(self, variant: Variant, cell: WorkloadSpec, table: LatencyTable) -> SimulationSettings:
         """The world and the server of one variant on one workload."""
@@ -149,8 +190,10 @@ def run_sweep(
 
     Raises:
         ConfigurationError: a policy is unknown or does not go with the table.
+        LatencyTableError: the table lacks a shape of the grid; nothing is run.
         RuntimeError: the bound's solver failed.
     """
+    spec.check_table(table)
     if spec.dispatch_seconds is not None:
         table = table_with_dispatch(table, spec.dispatch_seconds)
     cells = spec.cells() if cells is None else cells

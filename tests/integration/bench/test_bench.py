@@ -90,4 +90,8 @@ def test_the_simulator_takes_the_same_file(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 0, result.stderr
     assert len(summaries(tmp_path / "out")) == 8
+    shown = {f"c003.{policy}.timeline.json" for policy in ("tetriserve", "rssp")}
+    assert {path.name for path in (tmp_path / "out").glob("*.timeline.json")} == shown
+    assert [path.name for path in (tmp_path / "out").glob("*.trace.jsonl")] == ["c003.trace.jsonl"]
+    assert [path.name for path in (tmp_path / "out").glob("*.latency.json")] == ["given.latency.json"]
     assert "means over the grid" in result.stdout and (tmp_path / "out" / "slo_attainment_by_slo_scale.png").exists()

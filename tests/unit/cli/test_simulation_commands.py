@@ -201,6 +201,72 @@ def test_each_model_of_a_trace_has_a_table_of_its_own():
     assert one["outcomes"] == {"finish": 15, "reject": 15}
 
 
+@pytest.fixture
+def without_2048():
+    """The name of a table that lacks the largest resolution of the uniform mix."""
+    table = json.loads(TABLE.read_text())
+    for kind in ("step", "decode"):
+        table[kind] = [entry for entry in table[kind] if entry["height"] < 2048]
+    Path("small.latency.json").write_text(json.dumps(table))
+    return "small.latency.json"
+
+
+LACKING = re.compile(r"latency table small\.latency\.json: step: 2048x2048 has .*; fix: `tetriserve profile")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--latency-table", "small.latency.json"),
+        ("--latency-table", "small.latency.json", "--dispatch-seconds", 0.1),
+        ("--latency-table", TABLE, "--true-latency-table", "small.latency.json"),
+        ("--latency-table", f"a={TABLE}", "--latency-table", "b=small.latency.json"),
+    ],
+)
+def test_a_trace_is_refused_before_it_is_served_where_a_table_of_its_models_lacks_a_shape(without_2048, options):
+    lines = [json.loads(line) for line in make_trace().read_text().splitlines()]
+    model = "b" if "=" in str(options[-1]) else ""
+    Path("b.trace.jsonl").write_text("".join(json.dumps({**line, "model": model}) + "\n" for line in lines))
+    files = ("--timeline", "x.timeline.json", "--summary", "x.summary.json")
+    result = tetriserve("simulate", "--trace", "b.trace.jsonl", *options, *files, status=2)
+    assert LACKING.search(result.output) and not list(Path().glob("x.*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_trace_from_a_pipe_is_read_once(without_2048):
+    lines = make_trace().read_text()
+    for table, status in ((TABLE, 0), (without_2048, 2)):
+        os.mkfifo("pipe.jsonl")
+        with subprocess.Popen(["sh", "-c", "cat a.trace.jsonl > pipe.jsonl"]) as writer:
+            result = tetriserve("simulate", "--trace", "pipe.jsonl", "--latency-table", table, status=status)
+            writer.kill()
+        Path("pipe.jsonl").unlink()
+        if status:
+            assert LACKING.search(result.output)
+        else:
+            assert json.loads(result.stdout)["requests"] == len(lines.splitlines())
+
+
+@pytest.mark.parametrize("dispatch", ["", "dispatch_seconds: 0.1\n"])
+def test_a_sweep_is_refused_before_it_is_run_where_the_table_lacks_a_shape_of_its_grid(without_2048, dispatch):
+    Path("grid.yaml").write_text(
+        f"policies: [fixed-sp1]\nmixes: [256x256, uniform]\nworkload: {{requests: 12}}\n{dispatch}"
+    )
+    result = tetriserve(
+        "sweep", "--config", "grid.yaml", "--latency-table", without_2048, "--processes", 1, "-o", "out", status=2
+    )
+    assert LACKING.search(result.output) and not Path("out").exists()
+
+
+@pytest.mark.parametrize("where", [("where=simulator",), ("where=live", "grid.workload.prompts=[a fox]")])
+def test_a_benchmark_is_refused_before_it_is_run_where_the_table_lacks_a_shape_of_its_grid(without_2048, where):
+    Path("bench.yaml").write_text(f"latency_table: {without_2048}\ngrid: {{policies: [fixed-sp1], mixes: [uniform]}}\n")
+    settings = [part for one in where for part in ("--set", one)]
+    result = tetriserve("bench", "bench.yaml", "-o", "out", *settings, status=2)
+    assert re.search(r"small\.latency\.json: step: 2048x2048 has .*; fix: `tetriserve profile", result.output)
+    assert not list(Path("out").glob("*.summary.json"))
+
+
 @pytest.mark.parametrize("tables", [(TABLE, TABLE), (f"a={TABLE}", TABLE), (f"a={TABLE}", f"a={TABLE}")])
 def test_several_tables_need_a_name_each(tables):
     options = [part for table in tables for part in ("--latency-table", table)]

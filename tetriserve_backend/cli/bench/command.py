@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ from rich.status import Status
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.evaluate import evaluate
 from tetriserve_backend.cli.bench.live import LiveBench
-from tetriserve_backend.cli.bench.measuring import measure, measure_at_pace, measure_fastest
+from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest, measure_free
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
-from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_timelines
+from tetriserve_backend.cli.bench.simulated import simulate_grid, simulated_sheets, write_traces_and_timelines
 from tetriserve_backend.cli.bench.spec import BenchSpec, Where, read_spec
+from tetriserve_backend.cli.bench.verdict import failures_of
 from tetriserve_backend.cli.reporting.page import write_page
 from tetriserve_backend.cli.reporting.pictures import best_first, summary_pictures, timeline_pictures
 from tetriserve_backend.cli.timeline_view import TimelineView
@@ -30,8 +31,10 @@ from tetriserve_backend.simulator.sweep import SweepSpec
 from tetriserve_backend.simulator.trace import write_trace
 from tetriserve_backend.simulator.workload import generate
 from tetriserve_client import ServerFailureError
+from tetriserve_profiling.told import first_of
 
 _EXIT_FAILED, _EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
+_MOST_FAILURES = 5
 
 
 def bench(
@@ -48,21 +51,27 @@ def bench(
 ) -> None:
     """Run a benchmark, or go on with one that was interrupted, and compare its policies.
 
-    Exit status: 0 done; 1 a server failed; 2 wrong options or files; 130 interrupted, with what is done compared.
+    Exit status: 0 done; 1 a server failed, or there is a live run without any image or with a timeline that is wrong;
+    2 wrong options or files; 130 interrupted. What is done is compared in any case.
     """
     console = Console(width=None if sys.stdout.isatty() else 180)
-    folder = ResultFolder(out or Path("bench-output") / config.stem)
     try:
         spec = read_spec(config, assignments or [])
+        path = out or Path("bench-output") / config.stem
+        folder = ResultFolder(path, table_is_given=spec.latency_table is not None)
+        # What is wrong with it shows before a folder is made, or emptied.
+        given = _given_table(spec)
         folder.claim(spec, fresh=fresh)
-        table = _table(spec, folder, console)
+        if given is not None:
+            given.save(folder.table)
+        table = _measured_table(spec, folder, console) if given is None else given
         benchmark = _Benchmark(spec, spec.concrete(table), table, folder, console)
         try:
             status = benchmark.run(processes)
         except (TetriserveError, ServerFailureError, BrokenProcessPool):
             benchmark.report()
             raise
-        benchmark.report()
+        failures = benchmark.report()
     except (ConfigurationError, LatencyTableError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
@@ -71,18 +80,26 @@ def bench(
         raise typer.Exit(_EXIT_FAILED) from error
     except KeyboardInterrupt:
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-    raise typer.Exit(status)
+    for failure in first_of(failures, _MOST_FAILURES):
+        print(f"tetriserve: {failure}", file=sys.stderr)
+    raise typer.Exit(status or (_EXIT_FAILED if failures else 0))
 
 
-def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTable:
-    """The table that is given, or was measured before, or is measured now."""
-    if spec.latency_table is not None:
-        LatencyTable.load(spec.latency_table).save(folder.table)
-        return LatencyTable.load(folder.table)
+def _given_table(spec: BenchSpec) -> LatencyTable | None:
+    """The table that the benchmark names, if it names one; errors about it call it by that name."""
+    if spec.latency_table is None:
+        return None
+    table = LatencyTable.load(spec.latency_table)
+    spec.grid.check_table(table)
+    return table
+
+
+def _measured_table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTable:
+    """The table that was measured before, or is measured now."""
     if (factor := spec.hold_pace) is not None and not folder.pace_table.exists():
         with console.status("measuring the fastest moments") as line:
             tell = _teller(line, "measuring the fastest moments")
-            fastest = measure_fastest(spec.server, spec.profile, tell, speed_up=spec.expect_speed_up)
+            fastest = measure_fastest(spec.unpaced_server(), spec.profile, tell, speed_up=spec.expect_speed_up)
         fastest.corrected(lambda work: factor).save(folder.pace_table)
     if not folder.table.exists():
         with console.status("measuring the latency table") as line:
@@ -93,7 +110,7 @@ def _table(spec: BenchSpec, folder: ResultFolder, console: Console) -> LatencyTa
 def _measure(spec: BenchSpec, folder: ResultFolder, tell: Callable[[str], None]) -> LatencyTable:
     """The table that the servers plan with."""
     if spec.hold_pace is None:
-        return measure(spec.server, spec.profile, tell, with_moves=True)
+        return measure_free(spec.unpaced_server(), spec.profile, tell, speed_up=spec.expect_speed_up)
     pace = LatencyTable.load(folder.pace_table)
     return measure_at_pace(spec.paced_server(folder.pace_table), spec.profile, pace, tell)
 
@@ -137,23 +154,26 @@ class _Benchmark:
                 return _EXIT_INTERRUPTED
         return 0
 
-    def report(self) -> None:
-        """Compare what is done, in the terminal and in files."""
+    def report(self) -> Sequence[str]:
+        """Compare what is done, in the terminal and in files; why runs are worth nothing, in words."""
         done = [run for run in runs_of(self.grid) if self.folder.is_done(run)]
+        failures: Sequence[str] = ()
         if not done:
-            return
+            return failures
         shown = [run for run in done if run.cell == done[-1].cell]
         if self.spec.where is Where.LIVE:
-            sheets = live_sheets(evaluate(done, self.folder, self.table, self.grid.engine), self.table)
+            results = evaluate(done, self.folder, self.table, self.grid.engine)
+            sheets = live_sheets(results, self.table, self.spec.expect_speed_up)
+            failures = tuple(failures_of(results))
             title = "Live serving"
         else:
             sheets = simulated_sheets(self.grid, self.folder)
-            write_timelines(self.grid, self.table, self.folder, shown)
+            write_traces_and_timelines(self.grid, self.table, self.folder, shown)
             title = "Simulated serving"
         for sheet in sheets:
             self.console.print(sheet.to_rich())
             for note in sheet.notes:
-                self.console.print(note, highlight=False)
+                self.console.print(note, markup=False, highlight=False)
         write_whole(self.folder.path / "comparison.md", "\n".join(sheet.to_markdown() for sheet in sheets))
         for number, sheet in enumerate(sheets, 1):
             write_whole(self.folder.path / f"comparison.{number}.csv", sheet.to_csv())
@@ -162,8 +182,11 @@ class _Benchmark:
         pictures = [*summary_pictures(summaries, self.folder.path), *timeline_pictures(views, self.folder.path)]
         write_page(self.folder.path / "report.html", summaries, pictures, title=title, tables=sheets)
         self.console.print(
-            f"{self.folder.path}: summaries, timelines, comparison.md, report.html", markup=False, highlight=False
+            f"{self.folder.path}: summaries, traces, timelines, comparison.md, report.html",
+            markup=False,
+            highlight=False,
         )
+        return failures
 
 
 def _progress(console: Console) -> Progress:

@@ -7,7 +7,7 @@ from tetriserve_backend.cli.bench.predicted import Prediction, ServedTrace, Simu
 from tetriserve_backend.cli.bench.replay import read_answers
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder
 from tetriserve_backend.cli.bench.totals import LiveResult
-from tetriserve_backend.cli.overhead.gaps import idle_share
+from tetriserve_backend.cli.overhead.gaps import idle_of_requests
 from tetriserve_backend.cli.timeline_check import find_problems, find_trace_problems
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.latency_table import LatencyTable
@@ -67,7 +67,7 @@ def _evaluate_one(
         by_table,
         at_pace,
         pace.overall,
-        idle_share(served.events),
-        idle_share(at_pace.events),
+        tuple(idle_of_requests(served.events)),
+        tuple(idle_of_requests(at_pace.events)),
         (*find_problems(served.events, live.gpus), *find_trace_problems(served.events, slo_s)),
     )

@@ -21,7 +21,7 @@ from tetriserve_profiling.settings import ProfileSettings
 _MOVES = 6
 """Samples of each hand-over: a few milliseconds beside steps of hundreds."""
 _TRIES = 3
-"""Tables that are measured at most, if the ranks cannot keep their pace meanwhile."""
+"""Tables that are measured at most, if the ranks cannot keep their pace or gain nothing together meanwhile."""
 
 
 def measure(
@@ -64,19 +64,58 @@ def measure_fastest(
     Raises:
         TetriserveError: as in `measure`.
     """
-    fastest = measure(server, profile, tell, choose=min)
+    return _until_quick(lambda: measure(server, profile, tell, choose=min), speed_up, tell, join=_fastest_of)
+
+
+def measure_free(
+    server: ServerSettings, profile: ProfileSettings, tell: Callable[[str], None], *, speed_up: float | None
+) -> LatencyTable:
+    """The table of ranks that hold no pace, with moves; measured again where ranks together were not quick meanwhile.
+
+    Of several tables it is the one in which they gained the most.
+
+    Args:
+        server: as in `measure`.
+        profile: what to measure.
+        tell: as in `measure`.
+        speed_up: as in `measure_fastest`.
+
+    Raises:
+        TetriserveError: as in `measure`.
+    """
+    return _until_quick(lambda: measure(server, profile, tell, with_moves=True), speed_up, tell, join=_quickest_of)
+
+
+def _until_quick(
+    measure_once: Callable[[], LatencyTable],
+    speed_up: float | None,
+    tell: Callable[[str], None],
+    *,
+    join: Callable[[LatencyTable, LatencyTable], LatencyTable],
+) -> LatencyTable:
+    """Tables joined to one until ranks gain as much together as is expected, if anything is."""
+    table = measure_once()
     for _ in range(_TRIES - 1):
-        found = fastest.speed_up(*fastest.resolutions[-1])
+        found = _gain(table)
         if speed_up is None or found >= speed_up:
             break
         tell(f"again: ranks together were {found:.2f} times as fast as one, less than the {speed_up:g} expected")
-        again = measure(server, profile, tell, choose=min)
-        fastest = _faster_of(fastest, again)
-    return fastest
+        table = join(table, measure_once())
+    return table
 
 
-def _faster_of(table: LatencyTable, other: LatencyTable) -> LatencyTable:
+def _fastest_of(table: LatencyTable, other: LatencyTable) -> LatencyTable:
+    """The faster of both in each entry."""
     return table.corrected(lambda work: min(1.0, other.seconds(work) / table.seconds(work)))
+
+
+def _quickest_of(table: LatencyTable, other: LatencyTable) -> LatencyTable:
+    return max(table, other, key=_gain)
+
+
+def _gain(table: LatencyTable) -> float:
+    """How much faster ranks are together than alone, at the largest resolution."""
+    return table.speed_up(*table.resolutions[-1])
 
 
 def measure_at_pace(

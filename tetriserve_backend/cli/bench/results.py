@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tetriserve_backend.cli.bench.spec import BenchSpec
 from tetriserve_backend.domain import ConfigurationError
@@ -14,6 +15,8 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.sweep import SweepSpec, Variant
 from tetriserve_backend.simulator.workload import WorkloadSpec
+
+_WAY_OUT = "use --fresh or another --out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,15 @@ class ResultFolder:
     """The folder of one benchmark.
 
     A run is done when its summary is there: it is written last, and whole or not at all.
+
+    Args:
+        path: of the folder.
+        table_is_given: whether its latency table comes from a file, or is measured.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, table_is_given: bool = False) -> None:
         self.path = path
+        self._table_name = f"{'given' if table_is_given else 'measured'}.latency.json"
 
     def claim(self, spec: BenchSpec, *, fresh: bool) -> None:
         """Make the folder, or go on in it.
@@ -59,19 +67,18 @@ class ResultFolder:
             fresh: throw away what is there.
 
         Raises:
-            ConfigurationError: it holds results of another benchmark, or of a latency table that has changed since.
+            ConfigurationError: it holds results of another benchmark, of a latency table that has changed since, or of
+                nobody knows what.
             OSError: it cannot be written.
         """
         note, wanted = self.path / "bench.json", json.loads(spec.model_dump_json(by_alias=True))
         if spec.latency_table is not None:
             wanted["latency_table_sha256"] = _digest(Path(spec.latency_table))
         if note.exists() and not fresh:
-            held = json.loads(note.read_text(encoding="utf-8"))
+            held = _read_note(note)
             other = ", ".join(name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name))
             if other:
-                raise ConfigurationError(
-                    f"{self.path}: holds results of other settings ({other}); use --fresh or another --out"
-                )
+                raise ConfigurationError(f"{self.path}: holds results of other settings ({other}); {_WAY_OUT}")
         if fresh and note.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -79,8 +86,8 @@ class ResultFolder:
 
     @property
     def table(self) -> Path:
-        """The latency table that all live servers plan with."""
-        return self.path / "measured.latency.json"
+        """The latency table that servers or simulations plan with; of a given one, a copy."""
+        return self.path / self._table_name
 
     @property
     def pace_table(self) -> Path:
@@ -132,6 +139,16 @@ class ResultFolder:
     def write_summary(self, run: BenchRun, summary: Summary) -> None:
         """Note that a run is done."""
         write_whole(self.summary(run), json.dumps(summary.to_dict(), indent=1) + "\n")
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: expected JSON: {error}; {_WAY_OUT}") from error
+    if not isinstance(held, dict):
+        raise ConfigurationError(f"{path}: expected the settings of a benchmark, got {held!r:.80}; {_WAY_OUT}")
+    return held
 
 
 def _digest(table: Path) -> str:

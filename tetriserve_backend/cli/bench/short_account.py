@@ -1,6 +1,6 @@
 """The gist of a live benchmark: leads, the worst predictions, and what ranks gain together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tetriserve_backend.cli.bench.totals import PolicyResults
 from tetriserve_backend.cli.reporting.sheet import Sheet
@@ -10,13 +10,16 @@ _NOT_STATIC = frozenset({"tetris", "tetriserve"})
 """Policies that change the degree of a request while it runs."""
 
 
-def short_account(workload: str, groups: Sequence[PolicyResults], table: LatencyTable) -> Sheet:
+def short_account(
+    workload: str, groups: Sequence[PolicyResults], table: LatencyTable, expect_speed_up: float | None
+) -> Sheet:
     """A few figures of one workload.
 
     Args:
         workload: in words.
         groups: the policies; the first one is compared with the others.
         table: what their servers planned with.
+        expect_speed_up: of the largest resolution, from one rank to the fastest degree; None expects nothing.
     """
     static = [group for group in groups if group.scheduling not in _NOT_STATIC]
     others = [group for group in groups[1:] if group not in static]
@@ -25,10 +28,11 @@ def short_account(workload: str, groups: Sequence[PolicyResults], table: Latency
         *(_lead(groups[0], group, "the best static policy, ") for group in best if group is not groups[0]),
         *(_lead(groups[0], group, "") for group in others),
         *_furthest_predicted(groups),
-        _longest_idle(groups),
+        *_longest_idle(groups),
         _speed_ups(table),
     ]
-    return Sheet(f"in short: {workload}", ("what", "figure"), tuple(rows))
+    notes = tuple(_disappointments(table, expect_speed_up))
+    return Sheet(f"in short: {workload}", ("what", "figure"), tuple(rows), notes)
 
 
 def _lead(first: PolicyResults, other: PolicyResults, what: str) -> tuple[str, str]:
@@ -38,23 +42,46 @@ def _lead(first: PolicyResults, other: PolicyResults, what: str) -> tuple[str, s
 
 def _furthest_predicted(groups: Sequence[PolicyResults]) -> list[tuple[str, str]]:
     points: dict[str, float] = {}
+    image_points: dict[str, float] = {}
     shares: dict[str, float] = {}
     for group in groups:
         live, (by_table, _) = group.live(), group.expected()
         points[group.policy] = 100 * (by_table.mean.attained - live.attained)
+        image_points[group.policy] = 100 * (group.images_by_table() - group.images())
         if live.mean_latency_s:
             shares[group.policy] = by_table.mean.mean_latency_s / live.mean_latency_s - 1
-    worst = max(points, key=lambda name: abs(points[name]))
-    rows = [("SLO met, furthest predicted by table", f"{worst}, {points[worst]:+.1f} points")]
+    rows = []
+    for what, off in (("SLO met", points), ("SLO met with image file", image_points)):
+        worst = _furthest(off)
+        rows.append((f"{what}, furthest predicted by table", f"{worst}, {off[worst]:+.1f} points"))
     if shares:
-        worst = max(shares, key=lambda name: abs(shares[name]))
+        worst = _furthest(shares)
         rows.append(("mean latency, furthest predicted by table", f"{worst}, {shares[worst]:+.1%}"))
     return rows
 
 
-def _longest_idle(groups: Sequence[PolicyResults]) -> tuple[str, str]:
+def _furthest(off: Mapping[str, float]) -> str:
+    return max(off, key=lambda name: abs(off[name]))
+
+
+def _longest_idle(groups: Sequence[PolicyResults]) -> Iterator[tuple[str, str]]:
     worst = max(groups, key=lambda group: group.idle_share())
-    return "most idle between segments of a request on unchanged ranks", f"{worst.policy}, {worst.idle_share():.2%}"
+    yield "most idle between segments of a request on unchanged ranks", f"{worst.policy}, {worst.idle_share():.2%}"
+    result = max((group.idlest() for group in groups), key=lambda result: result.most_idle.share)
+    one = result.most_idle
+    if one.work_s:
+        figure = f"{result.run.name} {one.request_id}, {one.share:.2%} of {one.work_s:.2f} s"
+        yield "most of it for a single request", figure
+
+
+def _disappointments(table: LatencyTable, expect_speed_up: float | None) -> Iterator[str]:
+    height, width = table.resolutions[-1]
+    found = table.speed_up(height, width)
+    if expect_speed_up is not None and found < expect_speed_up:
+        yield (
+            f"Ranks gained less together than was expected: {found:.2f} times as fast at {height}x{width}, expected"
+            f" {expect_speed_up:g} (expect_speed_up). Wide degrees were of little use to any policy here."
+        )
 
 
 def _speed_ups(table: LatencyTable) -> tuple[str, str]:

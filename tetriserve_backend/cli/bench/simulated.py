@@ -10,6 +10,7 @@ from tetriserve_backend.engine.timeline import TimelineFile
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.run import simulate
 from tetriserve_backend.simulator.sweep import CellResult, SweepSpec, run_sweep, table_with_dispatch
+from tetriserve_backend.simulator.trace import read_trace, write_trace
 from tetriserve_backend.simulator.workload import generate
 
 
@@ -60,14 +61,18 @@ def simulated_sheets(grid: SweepSpec, folder: ResultFolder) -> list[Sheet]:
     return [cell_sheet(whole), mean_sheet(whole)] if whole else []
 
 
-def write_timelines(grid: SweepSpec, table: LatencyTable, folder: ResultFolder, runs: Sequence[BenchRun]) -> None:
-    """The timelines of these runs, simulated once more; a whole grid of timelines would fill disks."""
+def write_traces_and_timelines(
+    grid: SweepSpec, table: LatencyTable, folder: ResultFolder, runs: Sequence[BenchRun]
+) -> None:
+    """The traces of these runs and the timelines, simulated once more; those of a whole grid would fill disks."""
     if grid.dispatch_seconds is not None:
         table = table_with_dispatch(table, grid.dispatch_seconds)
     for run in runs:
+        write_trace(folder.trace(run), generate(run.workload))
         settings = grid.simulation(run.variant, run.workload, table)
         timeline = TimelineFile(folder.timeline(run))
         try:
-            simulate(table, [r.to_request() for r in generate(run.workload)], settings, timeline=timeline)
+            requests = (line.to_request() for line in read_trace(folder.trace(run)))
+            simulate(table, requests, settings, timeline=timeline)
         finally:
             timeline.close()

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tetriserve_backend.cli.workload import cheapest_gpu_seconds
-from tetriserve_backend.domain import ConfigurationError, image_tokens
+from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.domain.validation import what_is_wrong, where_it_is
 from tetriserve_backend.engine.prediction import fastest_latency_s
 from tetriserve_backend.latency_table import LatencyTable
@@ -19,7 +19,7 @@ from tetriserve_backend.triton_adapter.settings_sources import merge, parse_assi
 from tetriserve_profiling.settings import MAX_REPEATS, ProfileSettings
 
 _FROM_GRID = ("scheduler", "engine", "timeline", "latency_table")
-_SIMULATED_ONLY = ("slowdown", "slow_ranks", "dispatch_seconds")
+_SIMULATED_ONLY = ("noise_cv", "slowdown", "slow_ranks", "dispatch_seconds")
 
 
 class Where(str, Enum):
@@ -48,7 +48,8 @@ class BenchSpec(BaseModel):
 
     Attributes:
         where: see `Where`.
-        grid: policies and workloads, as for `tetriserve sweep`; noise and bound are for the simulator's runs.
+        grid: policies and workloads, as for `tetriserve sweep`. The bound is for the simulator's runs; what changes the
+            cost of work is refused for live ones, which need prompts. `gpus` are the ranks of the servers too.
         slo: see `SloBasis`.
         load: share of the ranks' time that a trace would fill with every request on the fewest ranks it can run on. It
             sets the rate, so that a benchmark is as hard on a fast machine as on a slow one; None leaves the grid's.
@@ -65,8 +66,9 @@ class BenchSpec(BaseModel):
             be repeated, and foretold. The latency table is measured at that pace, and a run in which they could not
             keep to it is done again (two at most). None lets them go as fast as they can (LIVE only).
         expect_speed_up: how many times as fast as one rank the fastest degree should be at the largest resolution.
-            Where ranks together were never so quick while their fastest moment was measured, that is measured again
-            (three times at most); with `hold_pace` only. The comparison tells what it was.
+            Where ranks together were never so quick while their fastest moment was measured, or without `hold_pace` the
+            first table, that is measured again (three times at most). The comparison tells what it was, and notes it
+            where that is less.
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
@@ -84,7 +86,7 @@ class BenchSpec(BaseModel):
     trace_s: float | None = Field(default=None, gt=0)
     latency_table: str | None = None
     measure_again: bool = False
-    measure_batches: tuple[int, ...] = (1,)
+    measure_batches: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
     hold_pace: float | None = Field(default=None, ge=1)
@@ -105,13 +107,34 @@ class BenchSpec(BaseModel):
             raise ValueError("models: a benchmark serves one model; say which in model")
         return server
 
+    @field_validator("measure_batches")
+    @classmethod
+    def _single_images(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        if 1 not in batches:
+            raise ValueError("expected 1 among them, since every batch may end up with one request")
+        return batches
+
+    @model_validator(mode="after")
+    def _ready_for_servers(self) -> "BenchSpec":
+        if self.where is not Where.LIVE:
+            return self
+        unreal = sorted(self.grid.model_fields_set.intersection(_SIMULATED_ONLY))
+        if unreal:
+            raise ValueError(f"grid.{', grid.'.join(unreal)}: only the simulator can change what work costs")
+        prompts, gpus, ranks = self.grid.workload.prompts, self.grid.gpus, self.server.executor.world_size
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            got = f"got {list(prompts)!r:.80}"
+            raise ValueError(
+                f"grid.workload.prompts: expected texts for the servers to draw, none of them blank, {got}"
+            )
+        if gpus is not None and ranks not in (None, gpus):
+            raise ValueError(f"grid.gpus: expected server.executor.world_size, which is {ranks}, got {gpus}")
+        return self
+
     @model_validator(mode="after")
     def _complete(self) -> "BenchSpec":
         if self.where is Where.SIMULATOR and self.latency_table is None:
             raise ValueError("latency_table: the simulator needs one")
-        unreal = sorted(self.grid.model_fields_set.intersection(_SIMULATED_ONLY))
-        if self.where is Where.LIVE and unreal:
-            raise ValueError(f"grid.{', grid.'.join(unreal)}: only the simulator can change what work costs")
         if self.measure_again and not self.take_turns:
             raise ValueError("measure_again: needs take_turns, or there is no time between traces")
         if self.measure_again and self.latency_table is not None:
@@ -120,42 +143,38 @@ class BenchSpec(BaseModel):
             raise ValueError("hold_pace: only for live runs whose latency table is measured")
         if self.hold_pace is not None and self.server.model.device == "cuda":
             raise ValueError("hold_pace: only on CPU; GPUs keep to a pace with locked clocks")
-        if self.expect_speed_up is not None and self.hold_pace is None:
-            raise ValueError("expect_speed_up: goes with hold_pace, for which the fastest moments are measured")
         if self.server.model.pace_table is not None:
             raise ValueError("server.model.pace_table: not a setting of a benchmark's server; see hold_pace")
         if self.load is not None and len(self.grid.mixes) > 1:
             raise ValueError("load: sets one rate, so there can be one mix only")
         if self.trace_s is not None and self.load is None and len(self.grid.rates_per_minute) > 1:
             raise ValueError("trace_s: sets one number of requests, so there can be one rate only")
-        try:
-            _ = self.profile
-        except ValidationError as error:
-            raise ValueError("; ".join(_explain(item) for item in error.errors())) from error
         return self
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of everything that may be asked for, fewest tokens first."""
-        found = {shape for cell in self.grid.cells() for shape, share in cell.weights().items() if share > 0}
-        return tuple(sorted(found, key=lambda shape: (image_tokens(*shape), shape)))
 
     @property
     def profile(self) -> ProfileSettings:
         """What the measured table is made of."""
         return ProfileSettings(
-            resolutions=self.shapes,
+            resolutions=self.grid.shapes,
             batches=self.measure_batches,
             repeats=self.measure_repeats,
             rounds=self.measure_rounds,
         )
 
-    def paced_server(self, pace_table: Path) -> ServerSettings:
-        """The server's settings with the pace that its ranks keep to, if they do."""
-        if self.hold_pace is None:
+    def unpaced_server(self) -> ServerSettings:
+        """The server's settings, with as many ranks as the grid says."""
+        if self.grid.gpus is None:
             return self.server
-        model = self.server.model.model_copy(update={"pace_table": str(pace_table.absolute())})
-        return self.server.model_copy(update={"model": model})
+        executor = self.server.executor.model_copy(update={"world_size": self.grid.gpus})
+        return self.server.model_copy(update={"executor": executor})
+
+    def paced_server(self, pace_table: Path) -> ServerSettings:
+        """The same with the pace that its ranks keep to, if they do."""
+        server = self.unpaced_server()
+        if self.hold_pace is None:
+            return server
+        model = server.model.model_copy(update={"pace_table": str(pace_table.absolute())})
+        return server.model_copy(update={"model": model})
 
     def server_settings(self, variant: Variant, table: Path, pace_table: Path, timeline: Path) -> ServerSettings:
         """What the server of one policy is told."""
@@ -173,18 +192,24 @@ class BenchSpec(BaseModel):
         Raises:
             LatencyTableError: the table lacks a resolution of the grid.
         """
+        self.grid.check_table(table)
         changes: dict[str, Any] = {}
         rates = self.grid.rates_per_minute
         if self.slo is SloBasis.FASTEST:
             steps = self.grid.workload.max_steps
-            changes["slo_s"] = {f"{h}x{w}": round(fastest_latency_s(table, h, w, steps), 6) for h, w in self.shapes}
+            fastest_s = {shape: fastest_latency_s(table, *shape, steps) for shape in self.grid.shapes}
+            changes["slo_s"] = {f"{h}x{w}": round(seconds, 6) for (h, w), seconds in fastest_s.items()}
         if self.load is not None:
-            ranks = self.grid.gpus or table.world_size
-            rates = (round(60 * self.load * ranks / self._mean_gpu_seconds(table), 2),)
+            rates = (round(60 * self.load * self._ranks(table) / self._mean_gpu_seconds(table), 2),)
         if self.trace_s is not None:
             changes["requests"] = max(1, round(rates[0] * self.trace_s / 60))
         workload = self.grid.workload.model_copy(update=changes)
         return self.grid.model_copy(update={"workload": workload, "rates_per_minute": rates})
+
+    def _ranks(self, table: LatencyTable) -> int:
+        """Those that serve."""
+        servers = self.server.executor.world_size if self.where is Where.LIVE else None
+        return self.grid.gpus or servers or table.world_size
 
     def _mean_gpu_seconds(self, table: LatencyTable) -> float:
         """Of a request of the mix that takes no more ranks than it must."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
+from tetriserve_backend.cli.overhead.gaps import RequestIdle, idle_share
 from tetriserve_backend.simulator.summary import Summary
 
 
@@ -21,8 +22,8 @@ class LiveResult:
         by_table: predicted from the measured latency tables.
         at_pace: predicted from these and how fast the ranks were during the run.
         pace: seconds of work over what the table says.
-        idle_share: see `overhead.gaps.idle_share`.
-        simulated_idle_share: the same at pace: what of it the policy wanted.
+        idle: of each request, see `overhead.gaps.RequestIdle`.
+        simulated_idle: the same at pace: what of it the policy wanted.
         problems: what is wrong with its timeline.
     """
 
@@ -33,9 +34,14 @@ class LiveResult:
     by_table: Prediction
     at_pace: Prediction
     pace: float
-    idle_share: float
-    simulated_idle_share: float
+    idle: tuple[RequestIdle, ...]
+    simulated_idle: tuple[RequestIdle, ...]
     problems: tuple[str, ...]
+
+    @property
+    def most_idle(self) -> RequestIdle:
+        """The request with the largest share of idle time; of nothing where nothing ran."""
+        return max(self.idle, key=lambda one: one.share, default=RequestIdle("nobody", 0.0, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +101,32 @@ class PolicyResults:
         """What was predicted by table and at pace."""
         return self._predicted(lambda result: result.by_table), self._predicted(lambda result: result.at_pace)
 
-    def images(self, count: Callable[[LiveResult], float]) -> float:
+    def images(self) -> float:
         """Share of requests whose image file was there in time."""
+        return self._share(lambda result: result.images_on_time)
+
+    def images_by_table(self) -> float:
+        """What was predicted of that by table."""
+        return self._share(lambda result: result.by_table.images_on_time)
+
+    def images_at_pace(self) -> float:
+        """What was predicted of that at pace."""
+        return self._share(lambda result: result.at_pace.images_on_time)
+
+    def _share(self, count: Callable[[LiveResult], float]) -> float:
         return sum(map(count, self.results)) / max(1, sum(result.live.requests for result in self.results))
 
     def idle_share(self) -> float:
-        """Mean over the traces of what `LiveResult.idle_share` says."""
-        return statistics.fmean(result.idle_share for result in self.results)
+        """Of idle time between segments; mean over the traces."""
+        return statistics.fmean(idle_share(result.idle) for result in self.results)
+
+    def simulated_idle_share(self) -> float:
+        """The same at pace."""
+        return statistics.fmean(idle_share(result.simulated_idle) for result in self.results)
+
+    def idlest(self) -> LiveResult:
+        """The run in which a single request had the largest share of idle time between its segments."""
+        return max(self.results, key=lambda result: result.most_idle.share)
 
     def lead_points(self, other: "PolicyResults") -> str:
         """Mean of own SLO attainment minus the other's, trace by trace, in percentage points.

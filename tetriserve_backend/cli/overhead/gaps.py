@@ -35,11 +35,31 @@ def segment_gaps(events: Iterable[dict[str, Any]]) -> list[Gap]:
     return gaps
 
 
-def idle_share(events: Iterable[dict[str, Any]]) -> float:
-    """Idle time of ranks between two segments of a request that stays on them, over the time of all segments.
+@dataclass(frozen=True, slots=True)
+class RequestIdle:
+    """Idle time of ranks between two segments of one request that stays on them, and how long all of its segments took.
 
     Work that the ranks do for others in between is not idle time; encode and decode count as segments.
     """
+
+    request_id: str
+    idle_s: float
+    work_s: float
+
+    @property
+    def share(self) -> float:
+        """Of idle time in the time of the segments; 0 where there are none."""
+        return self.idle_s / self.work_s if self.work_s else 0.0
+
+
+def idle_share(requests: Iterable[RequestIdle]) -> float:
+    """Idle time of all of them over the time of all of their segments; 0 where there are none."""
+    listed = list(requests)
+    return RequestIdle("all", sum(one.idle_s for one in listed), sum(one.work_s for one in listed)).share
+
+
+def idle_of_requests(events: Iterable[dict[str, Any]]) -> list[RequestIdle]:
+    """Of every request that has a segment among the trace events of a timeline."""
     busy: dict[int, list[tuple[int, int]]] = defaultdict(list)
     by_request: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
@@ -49,16 +69,17 @@ def idle_share(events: Iterable[dict[str, Any]]) -> float:
         if event["tid"] == event["args"]["gpus"][0]:
             for part in event["args"]["requests"]:
                 by_request[part["id"]].append(event)
-    idle_us = work_us = 0
-    for spans in by_request.values():
+    found = []
+    for request_id, spans in by_request.items():
         spans.sort(key=lambda event: int(event["ts"]))
-        work_us += sum(event["dur"] for event in spans)
+        idle_us = 0
         for before, after in itertools.pairwise(spans):
             gpus = before["args"]["gpus"]
             if gpus == after["args"]["gpus"]:
                 window = before["ts"] + before["dur"], after["ts"]
                 idle_us += _uncovered(window, [span for gpu in gpus for span in busy[gpu]])
-    return idle_us / work_us if work_us else 0.0
+        found.append(RequestIdle(request_id, idle_us / 1e6, sum(event["dur"] for event in spans) / 1e6))
+    return found
 
 
 def _uncovered(window: tuple[int, int], spans: list[tuple[int, int]]) -> int:

@@ -29,7 +29,8 @@ def draw_over_time(views: Mapping[str, TimelineView], folder: Path) -> Path:
         request_s = _busy_seconds(denoise, edges, weigh=lambda span: 1 / span.sp_degree)
         shown = request_s > 0
         degree.plot(middles[shown], gpu_s[shown] / request_s[shown], color=color, label=name, drawstyle="steps-mid")
-        capacity_s = len(view.gpus) * np.diff(edges)
+        # Where nothing ran, no GPU was busy.
+        capacity_s = max(1, len(view.gpus)) * np.diff(edges)
         busy.plot(middles, _busy_seconds(view.work, edges) / capacity_s, color=color, drawstyle="steps-mid")
         positions, shares = _attainment(view.requests, edges)
         attained.plot(positions, shares, color=color, drawstyle="steps-mid")

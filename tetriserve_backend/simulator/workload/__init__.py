@@ -2,6 +2,15 @@
 
 from tetriserve_backend.simulator.workload.generate import generate
 from tetriserve_backend.simulator.workload.imports import ImportFormat, import_requests
-from tetriserve_backend.simulator.workload.spec import Arrivals, WorkloadSpec
+from tetriserve_backend.simulator.workload.spec import Arrivals, Mix, RatePerMinute, Seed, WorkloadSpec
 
-__all__ = ["Arrivals", "ImportFormat", "WorkloadSpec", "generate", "import_requests"]
+__all__ = [
+    "Arrivals",
+    "ImportFormat",
+    "Mix",
+    "RatePerMinute",
+    "Seed",
+    "WorkloadSpec",
+    "generate",
+    "import_requests",
+]

@@ -4,11 +4,11 @@ import itertools
 import math
 import re
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tetriserve_backend.domain import image_tokens
+from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, image_tokens
 
 _RESOLUTION = re.compile(r"([1-9][0-9]*)x([1-9][0-9]*)")
 
@@ -29,6 +29,25 @@ class Arrivals(str, Enum):
     FIXED = "fixed"
     BURSTS = "bursts"
     DIURNAL = "diurnal"
+
+
+def _known_mix(mix: str | dict[str, float]) -> str | dict[str, float]:
+    if isinstance(mix, str):
+        if mix not in ("uniform", "skewed"):
+            parse_shape(mix)
+        return mix
+    for resolution, weight in mix.items():
+        parse_shape(resolution)
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"{resolution}: expected a weight of at least 0, got {weight}")
+    if not sum(mix.values()):
+        raise ValueError("expected at least one weight above 0")
+    return mix
+
+
+Mix: TypeAlias = Annotated[str | dict[str, float], AfterValidator(_known_mix)]
+RatePerMinute: TypeAlias = Annotated[float, Field(gt=0)]
+Seed: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class WorkloadSpec(BaseModel):
@@ -62,14 +81,14 @@ class WorkloadSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests: int = Field(default=300, ge=0)
-    mix: str | dict[str, float] = "uniform"
+    mix: Mix = "uniform"
     alpha: float = Field(default=1.0, allow_inf_nan=False)
     slo_s: dict[str, Annotated[float, Field(gt=0)]] = PAPER_SLO_S
     slo_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
     min_steps: int = Field(default=20, ge=1)
     max_steps: int = Field(default=20, ge=1)
     arrivals: Arrivals = Arrivals.POISSON
-    rate_per_minute: float = Field(default=12.0, gt=0)
+    rate_per_minute: RatePerMinute = 12.0
     cv: float = Field(default=2.0, gt=0)
     burst_on_s: float = Field(default=15.0, gt=0)
     burst_off_s: float = Field(default=45.0, gt=0)
@@ -77,22 +96,7 @@ class WorkloadSpec(BaseModel):
     period_s: float = Field(default=1800.0, gt=0)
     amplitude: float = Field(default=0.8, ge=0, le=1)
     prompts: tuple[str, ...] = ()
-    seed: int = Field(default=0, ge=0)
-
-    @field_validator("mix")
-    @classmethod
-    def _known_mix(cls, mix: str | dict[str, float]) -> str | dict[str, float]:
-        if isinstance(mix, str):
-            if mix not in ("uniform", "skewed"):
-                parse_shape(mix)
-            return mix
-        for resolution, weight in mix.items():
-            parse_shape(resolution)
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise ValueError(f"{resolution}: expected a weight of at least 0, got {weight}")
-        if not sum(mix.values()):
-            raise ValueError("expected at least one weight above 0")
-        return mix
+    seed: Seed = 0
 
     @field_validator("slo_s")
     @classmethod
@@ -158,9 +162,12 @@ def parse_shape(resolution: str) -> tuple[int, int]:
     """(height, width) of `HEIGHTxWIDTH`.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: not of that form, or of a size that no model makes images of.
     """
     found = _RESOLUTION.fullmatch(resolution)
     if not found:
         raise ValueError(f"{resolution!r}: expected uniform, skewed or a resolution as HEIGHTxWIDTH")
-    return int(found[1]), int(found[2])
+    height, width = int(found[1]), int(found[2])
+    if height % PIXELS_PER_TOKEN_SIDE or width % PIXELS_PER_TOKEN_SIDE:
+        raise ValueError(f"{resolution}: expected height and width to be multiples of {PIXELS_PER_TOKEN_SIDE} pixels")
+    return height, width

@@ -10,6 +10,7 @@ from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.bench.totals import LiveResult
+from tetriserve_backend.cli.overhead.gaps import RequestIdle
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.simulator.sweep import Variant
 from tetriserve_backend.simulator.workload import WorkloadSpec
@@ -25,10 +26,11 @@ def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=(), errors=(), p
     """Of ten requests; the second draw of the prediction has one fewer on time, and is slower."""
     run = BenchRun(cell, WorkloadSpec(seed=cell), Variant(name=policy, scheduler=SchedulerSettings(policy=policy)))
     draws = summary(policy, 10, at_pace, 1.1 * mean_s), summary(policy, 10, at_pace - 1, 1.3 * mean_s)
-    at_pace, by_table = Prediction(draws, at_pace - 1, []), Prediction(draws[1:], at_pace - 1, [])
+    at_pace, by_table = Prediction(draws, at_pace - 1, []), Prediction(draws[1:], at_pace - 1.5, [])
     return LiveResult(
-        run, summary(policy, 10, live, mean_s), live - 1, errors, by_table, at_pace, pace, 0.005, 0.001, problems
-    )
+        run, summary(policy, 10, live, mean_s), live - 1, errors, by_table, at_pace, pace,
+        (RequestIdle("r0", 0.004, 0.5), RequestIdle("r1", 0.001, 0.5)), (RequestIdle("r0", 0.001, 1.0),), problems,
+    )  # fmt: skip
 
 
 def column(sheet, heading):
@@ -59,7 +61,15 @@ def test_attainment_is_over_all_requests_and_the_lead_over_pairs_of_traces(sheet
     assert column(sheets[0], "SLO met") == ["85.0%", "55.0%"]
     assert column(sheets[0], "by seed") == ["90% 80%", "50% 60%"]
     assert column(sheets[0], "lead of tetris, points") == ["", "+30.0 ± 10.0"]
-    assert column(sheets[0], "with image file") == ["75.0%", "45.0%"]
+
+
+def test_idle_time_is_that_of_all_requests_that_of_the_simulator_and_that_of_the_worst_request(sheets):
+    assert column(sheets[0], "idle between segments") == ["0.50%"] * 2
+    assert column(sheets[0], "of it by plan") == ["0.10%"] * 2
+    assert column(sheets[0], "most of a request") == ["0.80%"] * 2
+    (served, *_, gist) = live_sheets([replace(result("tetris", 0, live=0, at_pace=0), idle=())], small_table())
+    assert not any("single request" in what for what, _ in gist.rows)
+    assert column(served, "most of a request") == column(served, "idle between segments") == ["0.00%"]
 
 
 def test_a_timeline_with_problems_is_not_called_good(sheets):
@@ -72,6 +82,15 @@ def test_predictions_stand_beside_what_happened_with_the_difference(sheets):
     assert [row["by table"] for row in rows] == ["80.0% ± 0.0", "40.0% ± 0.0"]
     assert [row["off by, points"] for row in rows] == ["-5.0", "-15.0"]
     assert column(sheets[2], "mean latency s: live") == ["2.000", "1.000"]
+
+
+def test_image_files_are_predicted_as_well(sheets):
+    images = sheets[1].headings.index("with image file: live")
+    assert sheets[1].headings[images:] == ("with image file: live", "by table", "off by, points", "at pace")
+    assert [row[images:] for row in sheets[1].rows] == [
+        ("75.0%", "75.0%", "+0.0", "80.0%"),
+        ("45.0%", "35.0%", "-10.0", "40.0%"),
+    ]
 
 
 def test_a_prediction_is_the_mean_of_its_draws_with_their_deviation(sheets):
@@ -104,12 +123,19 @@ def test_runs_at_another_pace_and_requests_without_an_image_are_told():
     assert "pace 1.40" in slow and "2 requests" in failed and "no rank left" in failed
 
 
+@pytest.mark.parametrize(("expected", "told"), [(None, False), (3.0, False), (3.5, True)])
+def test_the_gist_tells_where_ranks_gained_less_together_than_was_expected(expected, told):
+    (*_, gist) = live_sheets([result("tetris", 0, live=9, at_pace=9)], small_table(), expected)
+    assert any("3.08 times as fast at 512x512, expected 3.5" in note for note in gist.notes) is told
+    assert (gist.notes != ()) is told
+
+
 def test_the_gist_has_the_leads_the_worst_predictions_the_most_idle_time_and_what_ranks_gain_together():
     paper = result("tetriserve", 0, live=9, at_pace=9)
     (*_, gist) = live_sheets(
         [
             result("tetris", 0, live=9, at_pace=9),
-            replace(paper, idle_share=0.02),
+            replace(paper, idle=(RequestIdle("r0", 0.05, 1.0), RequestIdle("r7", 0.01, 2.0))),
             result("fixed-sp1", 0, live=4, at_pace=5),
             result("rssp", 0, live=6, at_pace=5, mean_s=2.0),
         ],
@@ -119,8 +145,10 @@ def test_the_gist_has_the_leads_the_worst_predictions_the_most_idle_time_and_wha
         ("lead of tetris over the best static policy, rssp, which met 60.0%", "+30.0 points"),
         ("lead of tetris over tetriserve, which met 90.0%", "+0.0 points"),
         ("SLO met, furthest predicted by table", "rssp, -20.0 points"),
+        ("SLO met with image file, furthest predicted by table", "rssp, -15.0 points"),
         ("mean latency, furthest predicted by table", "tetris, +30.0%"),
         ("most idle between segments of a request on unchanged ranks", "tetriserve, 2.00%"),
+        ("most of it for a single request", "c000.tetriserve r0, 5.00% of 1.00 s"),
         (
             "times as fast as one rank: a step at its fastest degree, of 4 ranks",
             "256x256 1.43, 512x512 3.08",

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.cli.bench import measuring
 from tetriserve_backend.cli.bench.keeping_pace import behind_pace, kept_pace
-from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest
+from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest, measure_free
 from tetriserve_backend.domain import Placement, Segment, SegmentKind, SegmentPart, ServerError
 from tetriserve_backend.latency_table.work import step_work
 from tetriserve_backend.simulator.pace import TimedSegment
@@ -48,7 +48,7 @@ def measured_as(monkeypatch, *tables):
     """The next tables that are measured; what they were made of."""
     waiting, asked = list(tables), []
 
-    def measure(server, profile, tell, *, choose, with_moves=False):
+    def measure(server, profile, tell, *, choose=statistics.fmean, with_moves=False):
         asked.append((choose, with_moves))
         return waiting.pop(0)
 
@@ -89,6 +89,20 @@ def test_fastest_moments_are_taken_as_they_are_where_no_gain_is_expected(monkeyp
     asked = measured_as(monkeypatch, crowded(2.0))
     found = measure_fastest(ServerSettings(), PROFILE, lambda text: None, speed_up=None)
     assert found.seconds(WIDEST) == pytest.approx(2 * PACE.seconds(WIDEST)) and len(asked) == 1
+
+
+def test_the_table_of_free_ranks_is_the_one_in_which_they_gained_the_most(monkeypatch):
+    tables = crowded(2.0), crowded(1.5, fast=1.1), crowded(1.8)
+    asked = measured_as(monkeypatch, *tables)
+    assert measure_free(ServerSettings(), PROFILE, lambda text: None, speed_up=3.0) is tables[1], "means, unmixed"
+    assert asked == [(statistics.fmean, True)] * 3
+
+
+@pytest.mark.parametrize("speed_up", [None, 1.4])
+def test_free_ranks_that_gain_enough_are_measured_once(monkeypatch, speed_up):
+    asked = measured_as(monkeypatch, crowded(2.0))
+    assert measure_free(ServerSettings(), PROFILE, lambda text: None, speed_up=speed_up).speed_up(512, 512) < 2.0
+    assert len(asked) == 1
 
 
 def test_a_machine_on_which_ranks_gain_nothing_together_is_measured_three_times_and_taken_as_it_is(monkeypatch):

@@ -43,6 +43,16 @@ def test_other_settings_are_refused_unless_begun_afresh(tmp_path):
     assert not folder.is_done(next(runs_of(other.grid)))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "null", '"grid"'])
+def test_a_note_that_cannot_be_read_is_named_with_the_way_out(tmp_path, text):
+    spec, folder = read_spec(write(tmp_path), []), ResultFolder(tmp_path / "out")
+    folder.claim(spec, fresh=False)
+    (tmp_path / "out" / "bench.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"out/bench\.json: .*--fresh or another --out"):
+        folder.claim(spec, fresh=False)
+    folder.claim(spec, fresh=True)
+
+
 def test_a_table_that_has_changed_since_is_another_setting(tmp_path):
     (tmp_path / "t.latency.json").write_text("one")
     spec = read_spec(write(tmp_path, where="simulator", latency_table="t.latency.json"), [])

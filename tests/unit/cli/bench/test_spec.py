@@ -15,6 +15,7 @@ GRID = {
     "mixes": [{"256x256": 1, "1024x1024": 1}],
     "slo_scales": [1.5],
     "seeds": [1],
+    "workload": {"prompts": ["a red fox"]},
 }
 
 
@@ -57,13 +58,31 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ),
         ({"hold_pace": 0.9}, "hold_pace: .*greater than or equal to 1"),
         ({"hold_pace": 1.5, "server": {"model": {"device": "cuda"}}}, "hold_pace: only on CPU"),
-        ({"expect_speed_up": 1.7}, "expect_speed_up: goes with hold_pace"),
         ({"grid": {**GRID, "slowdown": 1.5}}, "grid.slowdown: only the simulator"),
         ({"grid": {**GRID, "policies": ["tetris", {"name": "tetris", "scheduler": {}}]}}, "two are named 'tetris'"),
         ({"grid": {**GRID, "policies": ["fixed_sp1"]}}, "fixed_sp1: .*allowed: tetris"),
-        ({"grid": {**GRID, "mixes": ["unform"]}}, "mix: .*'unform'"),
-        ({"grid": {**GRID, "rates_per_minute": [0]}}, "rate_per_minute: .*got 0"),
-        ({"measure_batches": [2]}, "batches: .*1"),
+        ({"grid": {**GRID, "mixes": ["unform"]}}, r"grid\.mixes\.0: 'unform': expected uniform"),
+        ({"grid": {**GRID, "mixes": [{"100x100": 1}]}}, r"grid\.mixes\.0: 100x100: .*multiples of 16 pixels$"),
+        (
+            {"grid": {**GRID, "workload": {"slo_s": {"100x100": 1}}}},
+            r"grid\.workload\.slo_s: 100x100: .*multiples of 16",
+        ),
+        ({"grid": {**GRID, "rates_per_minute": [0]}}, r"grid\.rates_per_minute\.0: .*got 0$"),
+        ({"grid": {**GRID, "seeds": []}}, r"grid\.seeds: expected at least one, got \[\]"),
+        ({"grid": {**GRID, "mixes": []}}, r"grid\.mixes: expected at least one, got \[\]"),
+        ({"grid": {**GRID, "slo_scales": []}}, r"grid\.slo_scales: expected at least one, got \[\]"),
+        ({"grid": {**GRID, "slo_scales": [0]}}, r"slo_scales\.0: .*greater than 0"),
+        ({"grid": {**GRID, "policies": ["a/b"]}}, r"grid\.policies\.0\.name: expected .*letters, digits"),
+        ({"grid": {**GRID, "policies": [{"name": "../b", "scheduler": {}}]}}, r"policies\.0\.name: .*got '\.\./b'"),
+        ({"measure_batches": [2]}, r"measure_batches: expected 1 among them.*got \[2\]"),
+        ({"measure_batches": [1, 0]}, r"measure_batches\.1: .*greater than or equal to 1"),
+        ({"grid": {**GRID, "workload": {}}}, r"grid\.workload\.prompts: expected texts .*got \[\]"),
+        ({"grid": {**GRID, "workload": {"prompts": ["a fox", " "]}}}, r"grid\.workload\.prompts: .*none of them blank"),
+        ({"grid": {**GRID, "noise_cv": 0.1}}, r"grid\.noise_cv: only the simulator"),
+        (
+            {"grid": {**GRID, "gpus": 4}, "server": {"executor": {"world_size": 2}}},
+            r"grid\.gpus: expected server\.executor\.world_size, which is 2, got 4",
+        ),
         ({"server": {"models": [{"name": "a", "model": {"path": "demo-flux"}}]}}, "models: a benchmark serves one"),
         ({"server": {"model": {"pace_table": "a.json"}}}, "pace_table: not a setting of a benchmark's server"),
     ],
@@ -92,6 +111,33 @@ def test_without_any_of_that_the_grid_stays_as_it_is(tmp_path, table):
     assert spec.slo is SloBasis.GIVEN and spec.concrete(table) == spec.grid
 
 
+def test_ranks_that_run_free_need_no_other_file(tmp_path):
+    """As `live-2ranks.yaml` and the README say it."""
+    spec = read_spec(BENCHMARKS / "live-2ranks.yaml", ["hold_pace=null", "measure_again=true"])
+    assert spec.expect_speed_up == 1.7 and spec.paced_server(tmp_path / "pace.json").model.pace_table is None
+
+
+def test_what_only_the_simulator_can_do_is_allowed_there_without_prompts(tmp_path):
+    grid = {**GRID, "gpus": 4, "noise_cv": 0.1, "slowdown": 1.5, "workload": {}}
+    assert read_spec(write(tmp_path, where="simulator", latency_table="t.json", grid=grid), []).grid.gpus == 4
+
+
+def test_names_with_spaces_and_signs_are_names(tmp_path):
+    named = [{"name": name, "scheduler": {}} for name in ("table as it is", "no-scale-up", "max_batch=1", "0.3 s")]
+    assert len(read_spec(write(tmp_path, grid={**GRID, "policies": named}), []).grid.variants) == 4
+
+
+def test_live_traces_are_for_the_ranks_that_serve(tmp_path, table):
+    """Those that the grid or the server names, else all that the table is of."""
+    rates = {}
+    for ranks, settings in ((8, []), (4, ["grid.gpus=4"]), (2, ["server.executor.world_size=2"])):
+        spec = read_spec(write(tmp_path, load=0.5), settings)
+        rates[ranks] = spec.concrete(table).rates_per_minute[0]
+        wanted = None if ranks == 8 else ranks
+        assert spec.unpaced_server().executor.world_size == wanted == spec.paced_server(tmp_path).executor.world_size
+    assert rates[8] == pytest.approx(2 * rates[4], abs=0.02) and rates[8] == pytest.approx(4 * rates[2], abs=0.04)
+
+
 def test_each_server_gets_its_policy_and_the_table_of_the_benchmark(tmp_path):
     spec = read_spec(write(tmp_path, server={"executor": {"world_size": 3}}), ["grid.engine.lead_s=0.1"])
     files = (tmp_path / "t.json", tmp_path / "pace.json", tmp_path / "t.timeline.json")
@@ -118,5 +164,5 @@ def test_the_benchmarks_that_come_along_can_be_read_and_their_tables_are_there(p
     spec = read_spec(path, [])
     if spec.latency_table is not None:
         table = LatencyTable.load(spec.latency_table)
-        assert set(spec.shapes) <= set(table.resolutions)
+        assert set(spec.grid.shapes) <= set(table.resolutions)
         assert spec.concrete(table).cells()
