@@ -53,8 +53,8 @@ class _Job:
     out: Path | None
     resume: bool
     force: bool
-    known_as: str
-    """The name by which servers know the model."""
+    known_as: str | None
+    """The name by which servers know a model that goes by another one here."""
 
     def settings(self, device: str) -> ProfileSettings:
         """What to measure on `device` (`cpu` or `cuda`).
@@ -127,7 +127,7 @@ def profile(
         try:
             _refuse_unwritable(out)
             served, settings = _read_settings(config, assignments or [], model, world_size)
-            known_as = served.model.path
+            known_as = None
             if random_weights or served.model.random_weights:
                 blank, known_as = without_weights(served.model)
                 served = served.model_copy(update={"model": blank})
@@ -163,7 +163,7 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     executor = ModelExecutor.alone(job.served.model, job.executor)
-    view.say(f"starting the ranks with {job.known_as}")
+    view.say(f"starting the ranks with {job.known_as or job.served.model.path}")
     await executor.start()
     try:
         return await _measure(job, executor, view)
@@ -174,9 +174,9 @@ async def _profile(job: _Job, view: ProfileProgress) -> LatencyTable:
 async def _measure(job: _Job, executor: ModelExecutor, view: ProfileProgress) -> LatencyTable:
     settings = job.settings(executor.device)
     conditions = Conditions.of(job.served.model, job.executor, executor.device, executor.dtype)
-    identity = replace(
-        identity_of(executor, _what_times_depend_on(job.served.model, conditions, settings)), model=job.known_as
-    )
+    identity = identity_of(executor, _what_times_depend_on(job.served.model, conditions, settings))
+    if job.known_as is not None:
+        identity = replace(identity, model=job.known_as)
     target = job.out or find_model_repository() / _TABLES / table_name(identity, conditions)
     work = list_work(settings, modes_of(executor))
     if not job.force:

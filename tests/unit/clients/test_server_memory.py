@@ -47,10 +47,14 @@ def test_memory_counts_what_a_process_wrote_to() -> None:
 
 
 def test_record_refuses_processes_that_come_or_end() -> None:
-    script = "import subprocess; input(); subprocess.Popen(['sleep', '60']); print('started', flush=True); input()"
+    script = (
+        "import subprocess; print('up', flush=True); input(); subprocess.Popen(['sleep', '60']);"
+        " print('started', flush=True); input()"
+    )
     root = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert root.stdin is not None and root.stdout is not None
     try:
+        root.stdout.readline()
         record = MemoryRecord(root.pid)
         assert record.take(0) > 1.0
         root.stdin.write(b"\n")
