@@ -9,6 +9,9 @@ from tetriserve_backend.scheduler.costs import ShapeCosts
 from tetriserve_backend.scheduler.round_plan import RoundPlanner
 from tetriserve_backend.scheduler.view import RequestView, SchedulerView
 
+_FEW = 16
+"""Of so many requests, one that is new is not worth another plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -20,9 +23,10 @@ class Seat:
 
 
 class Foresight:
-    """Plans the next round when it is first asked in a round, and again whenever a request has come since.
+    """Plans the next round when it is first asked in a round, and again when requests have come since.
 
-    What runs until then is counted as done, so the segments that end meanwhile change nothing.
+    What runs until then is counted as done, so the segments that end meanwhile change nothing. Among many requests a
+    single new one changes little: then it waits for more of them.
 
     Args:
         planner: of the rounds.
@@ -49,8 +53,9 @@ class Foresight:
             window: the next round.
             until_s: ranks and requests that are free later are left out of it.
         """
-        if not self._known.issuperset(request.request.request_id for request in view.requests):
-            self._known.update(request.request.request_id for request in view.requests)
+        present = {request.request.request_id for request in view.requests}
+        if len(present - self._known) > len(self._known) // _FEW:
+            self._known |= present
             requests = _as_sent((request for request in view.requests if request.ready_at_s <= until_s), sent)
             ranks = {rank.rank for rank in view.ranks if rank.free_at_s <= until_s}
             self._seats = {
