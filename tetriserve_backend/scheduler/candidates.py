@@ -93,13 +93,13 @@ class Candidate:
 
 def make_candidates(requests: Iterable[RequestView], model: CostModel, window: RoundWindow) -> list[Candidate]:
     """Candidates of the requests, in their order; for the rest of a round only those of which a step fits into it."""
-    steps_of: dict[tuple[int, int, bool], dict[int, int]] = {}
+    steps_of: dict[tuple[str, int, int, bool], dict[int, int]] = {}
     candidates = []
     for view in requests:
         request, costs = view.request, model.of(view.request)
         encodes = view.next_kind is SegmentKind.ENCODE
         lead_in_s = (costs.encode_s if encodes else 0.0) + costs.dispatch_s
-        key = (request.height, request.width, encodes)
+        key = (request.model, request.height, request.width, encodes)
         max_steps = steps_of.get(key)
         if max_steps is None:
             max_steps = steps_of[key] = _max_steps(costs, window, lead_in_s)

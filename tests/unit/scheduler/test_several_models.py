@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.scheduler.conftest import POLICIES, make_request, make_table, serve
+from tests.unit.scheduler.conftest import (
+    POLICIES,
+    CheckedPolicy,
+    denoise_of,
+    idle_view,
+    make_request,
+    make_table,
+    serve,
+    waiting,
+)
 from tetriserve_backend.domain import InvalidRequestError
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.engine.core import EngineCore
@@ -32,6 +41,32 @@ def test_each_request_takes_the_time_of_its_model(policy):
     alone = serve(requests[:2], two_models(), 8, SchedulerSettings(policy="fixed-sp1")).outcomes
     assert alone["r0"].end_s - 0.0 == pytest.approx(5 * 0.4 + 0.02)
     assert alone["r1"].end_s - 0.3 == pytest.approx(5 * 0.1 + 0.02)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("narrow_first", [True, False])
+def test_models_of_one_resolution_run_at_their_own_degrees_and_paces(policy, narrow_first):
+    tables = LatencyTables({"narrow": make_table({512: (0.5,)}, 8), "wide": make_table({512: SLOW}, 8)})
+    models = ["narrow", "wide"] if narrow_first else ["wide", "narrow"]
+    waits = [waiting(replace(make_request(model, 512, slo_s=12.0), model=model), steps=20) for model in models]
+    policy = CheckedPolicy(make_policy(SchedulerSettings(policy=policy), tables, 8))
+    sent = denoise_of(policy.plan(idle_view(waits, range(8), 8, 0.0), 0.0))
+    assert sent, "a wide request may take all ranks, but something runs"
+    assert all(len(ranks) == 1 for model, (ranks, _) in sent.items() if model == "narrow")
+
+
+def test_a_round_holds_as_many_steps_of_a_request_as_its_model_does_in_it():
+    tables = two_models()
+    policy = make_policy(SchedulerSettings(policy="tetriserve"), tables, 8)
+    waits = [
+        waiting(replace(make_request(model, 512, num_steps=99, slo_s=99.0), model=model), steps=99)
+        for model in ("quick", "slow")
+    ]
+    sent = denoise_of(policy.plan(idle_view(waits, range(8), 8, 0.0), 0.0))
+    for model, times in (("quick", QUICK), ("slow", SLOW)):
+        ranks, steps = sent[model]
+        step_s = times[len(ranks).bit_length() - 1]
+        assert steps * step_s <= policy.round_length_s + 1e-9 < (steps + 1) * step_s, model
 
 
 def test_a_model_that_is_not_served_is_refused_by_name():
