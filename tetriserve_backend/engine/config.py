@@ -12,10 +12,11 @@ class DriftSettings(BaseModel):
         correction: whether the scheduler plans with a table that is corrected by what was measured.
         half_life: after how many segments half of a correction is new.
         threshold: a warning is given for a shape whose times, and for a rank whose speed, is off by a larger share.
-        rest_ratio: a rank that takes so many times as long as the others, for ten seconds on end, gets no work for five
-            minutes; then it is tried again, and rests twice as long each time that it is still so slow. Below that
-            ratio it costs fewer deadlines than one that is missing. None lets no rank rest; without correction none
-            does.
+        quarantine_ratio: a rank that takes so many times as long as the others, for ten seconds on end, gets no work
+            for five minutes; then it is tried again, and is out twice as long each time that it is still so slow. Only
+            where at least half of the work is wide, and where the others do seven times as much as it could: one of
+            eight ranks goes, one of four from 2.4 times on, one of two from 7 times on. None keeps all ranks at
+            work, as does `correction: false`.
         min_samples: segments that a model must have had before it is corrected, or a shape before it is warned of.
     """
 
@@ -24,7 +25,7 @@ class DriftSettings(BaseModel):
     correction: bool = True
     half_life: float = Field(default=16.0, gt=0.0, le=1000.0)
     threshold: float = Field(default=0.1, gt=0.0, le=1.0)
-    rest_ratio: float | None = Field(default=1.6, gt=1.0)
+    quarantine_ratio: float | None = Field(default=1.8, gt=1.0)
     min_samples: int = Field(default=8, ge=1, le=25)
 
 

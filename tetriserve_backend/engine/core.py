@@ -131,6 +131,7 @@ class EngineCore:
             ValueError: a request arrived whose id is in use; the shell must ask `knows` first.
         """
         out: list[Command] = []
+        self._drift.release_ranks(now_s)
         match event:
             case ev.RequestArrived(request, siblings):
                 self._arrive((request, *siblings), now_s, out)
@@ -302,11 +303,11 @@ class EngineCore:
         return self._views.view(self._requests, self._working_ranks(), self._world.size, now_s)
 
     def _working_ranks(self) -> tuple[int, ...]:
-        """The usable ranks without those that rest; the same object as long as nothing changes."""
-        usable, resting = self._world.usable_ranks, self._drift.resting_ranks
-        if usable is not self._working_of[0] or resting is not self._working_of[1]:
-            working = tuple(rank for rank in usable if rank not in resting)
-            self._working_of, self._working = (usable, resting), working or usable
+        """The usable ranks without those in quarantine; the same object as long as nothing changes."""
+        usable, quarantined = self._world.usable_ranks, self._drift.quarantined_ranks
+        if usable is not self._working_of[0] or quarantined is not self._working_of[1]:
+            working = tuple(rank for rank in usable if rank not in quarantined)
+            self._working_of, self._working = (usable, quarantined), working or usable
         return self._working
 
     def _plan(self, now_s: float, out: list[Command]) -> None:

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tetriserve_backend.domain import LatencyTableError, Segment
+from tetriserve_backend.domain import LatencyTableError, Segment, SegmentKind
 from tetriserve_backend.engine.config import DriftSettings
 from tetriserve_backend.engine.model_drift import ModelDrift, ShapeDrift
 from tetriserve_backend.engine.prediction import num_works
+from tetriserve_backend.engine.quarantine import Quarantine
 from tetriserve_backend.engine.rank_speeds import RankSpeeds, SlowRanks
-from tetriserve_backend.engine.resting_ranks import RestingRanks
 from tetriserve_backend.latency_table import LatencyTables, Work, work_of
 from tetriserve_backend.scheduler.groups import Ranks, aligned_groups
 
@@ -28,12 +28,12 @@ _RANK_MIN_SAMPLES = 20
 
 @dataclass(frozen=True, slots=True)
 class RankDrift:
-    """A rank's times over those of the middle rank, from `samples` segments; `rests` if it gets no work therefore."""
+    """A rank's times over those of the middle rank, from `samples` segments, and whether it gets no work therefore."""
 
     rank: int
     ratio: float
     samples: int
-    rests: bool = False
+    is_quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class DriftMonitor:
     What is measured has two reasons: the work may take longer than the table says, and a rank may be slower than
     the others. A corrected table holds the times on the ranks of the middle, times what slow ranks cost on average
     over the groups of each size; `slowness` says how far given ranks are from that. Ranks that are too slow to be of
-    use rest.
+    use go into quarantine.
 
     Args:
         tables: what the engine and its policy plan with; corrected tables are put here.
@@ -73,11 +73,11 @@ class DriftMonitor:
         self._tables, self._settings, self._world_size = tables, settings, world_size
         self._models: dict[str, ModelDrift] = {}
         self._ranks = RankSpeeds(world_size, settings.half_life)
-        self._resting = RestingRanks(settings.rest_ratio if settings.correction else None, _RANK_MIN_SAMPLES)
+        self._quarantine = Quarantine(settings.quarantine_ratio if settings.correction else None, world_size)
         self._slow_ranks: dict[int, float] = {}
         self._average: dict[int, float] = {}
         self._warned_ranks: set[Ranks] = set()
-        self._relative = SlowRanks((1.0,) * world_size, {})
+        self._relative = SlowRanks((1.0,) * world_size, {}, {})
         self._reviewed_s = -math.inf
         self._warnings = 0
 
@@ -87,9 +87,9 @@ class DriftMonitor:
         return self._slow_ranks
 
     @property
-    def resting_ranks(self) -> frozenset[int]:
+    def quarantined_ranks(self) -> frozenset[int]:
         """Ranks that should get no work, unless there are no others; the same object until that changes."""
-        return self._resting.ranks
+        return self._quarantine.ranks
 
     def observe(self, segment: Segment, start_s: float, end_s: float, now_s: float) -> list[str]:
         """A segment took from `start_s` to `end_s` on its ranks; what an operator should be told about it."""
@@ -105,14 +105,21 @@ class DriftMonitor:
         # What a slow rank adds says nothing about the work, and the other way round.
         usual = model.usual(work)
         warning = model.add(work, ratio, self._slowest_of(ranks))
-        if usual is not None:
+        # Ranks without text encoders in their memory take longer to encode, and are not slow.
+        if usual is not None and work.kind is not SegmentKind.ENCODE:
             self._ranks.add(ranks, ratio / usual)
+        self._quarantine.note(len(ranks), measured_s)
         warnings = [warning] if warning else []
         if now_s >= self._reviewed_s + _REVIEW_S:
             self._reviewed_s = now_s
             warnings += self._review(now_s)
         self._warnings += len(warnings)
         return warnings
+
+    def release_ranks(self, now_s: float) -> None:
+        """Let ranks return whose time in quarantine is over, whether or not anything is measured meanwhile."""
+        for rank in self._quarantine.release(now_s):
+            self._ranks.forget(rank)
 
     def slowness(self, ranks: Sequence[int]) -> float:
         """By how much a segment on these ranks should take longer than the corrected table says."""
@@ -121,14 +128,14 @@ class DriftMonitor:
     def forget_rank(self, rank: int) -> None:
         """The rank is lost; its next worker may be as fast as any."""
         self._ranks.forget(rank)
-        self._resting.forget(rank)
+        self._quarantine.forget(rank)
 
     def snapshot(self) -> DriftSnapshot:
         """What is known since the last review."""
         return DriftSnapshot(
             shapes=tuple(shape for model in self._models.values() for shape in model.shapes()),
             ranks=tuple(
-                RankDrift(rank, ratio, self._ranks.samples(rank), rank in self._resting.ranks)
+                RankDrift(rank, ratio, self._ranks.samples(rank), rank in self._quarantine.ranks)
                 for rank, ratio in enumerate(self._relative.ratios)
             ),
             warnings=self._warnings,
@@ -151,11 +158,7 @@ class DriftMonitor:
         self._relative = self._ranks.relative()
         warnings = self._rank_warnings()
         if self._settings.correction:
-            resting = self._resting.ranks
-            samples = {rank: self._ranks.samples(rank) for rank in range(self._world_size)}
-            for rank in self._resting.review(self._relative, samples, now_s):
-                self._ranks.forget(rank)
-            warnings += [self._rest_warning(rank) for rank in sorted(self._resting.ranks - resting)]
+            warnings += map(self._quarantine_warning, self._quarantine.review(self._relative.evidence, now_s))
             self._note_slow_ranks()
             self._correct()
         return warnings
@@ -175,7 +178,7 @@ class DriftMonitor:
 
     def _average_of(self, groups: Sequence[Ranks]) -> float:
         """What slow ranks cost in these groups; in those that are in use, if any are."""
-        used = [group for group in groups if self._resting.ranks.isdisjoint(group)]
+        used = [group for group in groups if self._quarantine.ranks.isdisjoint(group)]
         return statistics.fmean(map(self._slowest_of, used or groups))
 
     def _correct(self) -> None:
@@ -205,10 +208,11 @@ class DriftMonitor:
                 )
         return warnings
 
-    def _rest_warning(self, rank: int) -> str:
+    def _quarantine_warning(self, rank: int) -> str:
+        ratio = self._relative.evidence[rank].ratio
         return (
-            f"rank {rank} gets no work for a while, since at {self._relative.ratios[rank]:.2f} times the time of the"
-            " others it costs more deadlines than it saves (engine.drift.rest_ratio)"
+            f"rank {rank} gets no work for a while: it takes {ratio:.2f} times as long as the other ranks, and wide"
+            " groups wait for it (engine.drift.quarantine_ratio)"
         )
 
 

@@ -46,10 +46,10 @@ def drift_metrics(drift: DriftSnapshot) -> tuple[Metric, ...]:
             tuple(Sample((("rank", str(rank.rank)),), rank.ratio) for rank in drift.ranks if rank.samples),
         ),
         Metric(
-            "tetriserve_rank_resting",
+            "tetriserve_rank_quarantined",
             "gauge",
             "1 for a rank that gets no work for a while, since it is too slow",
-            tuple(Sample((("rank", str(rank.rank)),), float(rank.rests)) for rank in drift.ranks),
+            tuple(Sample((("rank", str(rank.rank)),), float(rank.is_quarantined)) for rank in drift.ranks),
         ),
         Metric(
             "tetriserve_drift_warnings_total",
@@ -71,7 +71,7 @@ def drift_status(drift: DriftSnapshot) -> dict[str, object]:
             for shape in drift.shapes
         ],
         "ranks": {str(rank.rank): round(rank.ratio, 4) for rank in drift.ranks if rank.samples},
-        "resting": [rank.rank for rank in drift.ranks if rank.rests],
+        "quarantined": [rank.rank for rank in drift.ranks if rank.is_quarantined],
     }  # fmt: skip
 
 

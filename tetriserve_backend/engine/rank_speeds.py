@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,21 @@ _ENOUGH = 3.0
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """How slow a rank is, and from what that is known.
+
+    Attributes:
+        ratio: its times over those of the middle rank.
+        samples: segments of the group that tells it, since one of its ranks was forgotten.
+        is_alone: whether that group is the rank alone; else it is slow with others that are known not to be.
+    """
+
+    ratio: float
+    samples: int
+    is_alone: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SlowRanks:
     """What is known of how slow ranks are beside the others of their world.
 
@@ -29,10 +45,12 @@ class SlowRanks:
             together, the last one has the ratio of their group: so the group counts as slow, and what the others do
             without that rank shows which of them it is.
         suspects: ranks of which one at least is slow, and by how much; a single one where it is known which.
+        evidence: by rank, of those that were seen alone lately, and of those that are suspected alone.
     """
 
     ratios: tuple[float, ...]
     suspects: Mapping[Ranks, float]
+    evidence: Mapping[int, Evidence]
 
 
 class RankSpeeds:
@@ -53,6 +71,7 @@ class RankSpeeds:
         self._added = 0
         self._seen: dict[Ranks, FadingMean] = {}
         self._samples = [0] * world_size
+        self._samples_of: Counter[Ranks] = Counter()
 
     def samples(self, rank: int) -> int:
         """Segments seen of a rank since it was last forgotten."""
@@ -68,10 +87,12 @@ class RankSpeeds:
         mean.add(max(mean.value - _LIMIT, min(mean.value + _LIMIT, math.log(ratio))), self._added)
         for rank in ranks:
             self._samples[rank] += 1
+        self._samples_of[group] += 1
 
     def forget(self, rank: int) -> None:
         """The rank is as fast as the middle one until it is measured: it has a new worker, or a new chance."""
         self._seen = {group: mean for group, mean in self._seen.items() if rank not in group}
+        self._samples_of = Counter({group: count for group, count in self._samples_of.items() if rank not in group})
         self._samples[rank] = 0
 
     def relative(self) -> SlowRanks:
@@ -81,13 +102,21 @@ class RankSpeeds:
             if mean.weight_at(self._added) >= _ENOUGH:
                 by_size.setdefault(len(group), {})[group] = mean.value
         slowness: dict[int, float] = {}
-        suspected: list[Ranks] = []
-        for _, groups in sorted(by_size.items()):
-            if len(groups) > 1:
-                middle = statistics.median_low(groups.values())
-                suspected += [_blame(group, value - middle, slowness) for group, value in sorted(groups.items())]
+        suspects: list[Ranks] = []
+        evidence: dict[int, Evidence] = {}
+        for size, groups in sorted(by_size.items()):
+            if len(groups) == 1:
+                continue
+            middle = statistics.median_low(groups.values())
+            for group, value in sorted(groups.items()):
+                suspected = _blame(group, value - middle, slowness)
+                if suspected:
+                    suspects.append(suspected)
+                if size == 1 or len(suspected) == 1:
+                    (rank,) = suspected or group
+                    evidence[rank] = Evidence(math.exp(value - middle), self._samples_of[group], size == 1)
         ratios = tuple(math.exp(slowness.get(rank, 0.0)) for rank in range(len(self._samples)))
-        return SlowRanks(ratios, {group: ratios[group[-1]] for group in suspected if group})
+        return SlowRanks(ratios, {group: ratios[group[-1]] for group in suspects}, evidence)
 
 
 def _blame(group: Ranks, excess: float, slowness: dict[int, float]) -> Ranks:

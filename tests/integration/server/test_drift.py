@@ -56,6 +56,11 @@ def test_a_table_that_promises_too_much_is_told_of_and_corrected(
     assert shown[f"tetriserve_step_time_ratio{{{labels}}}"] > 1.5, shown
     assert shown["tetriserve_drift_warnings_total"] >= 1
     assert any(name.startswith('tetriserve_rank_time_ratio{rank="') for name in shown)
+    assert drift["quarantined"] == []
+    assert {name: value for name, value in shown.items() if "quarantined" in name} == {
+        'tetriserve_rank_quarantined{rank="0"}': 0.0,
+        'tetriserve_rank_quarantined{rank="1"}': 0.0,
+    }
 
 
 def metrics(server: Server) -> dict[str, float]:

@@ -7,39 +7,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.engine.conftest import make_request
+from tests.unit.engine.conftest import STEPS, Machine, make_request
 from tetriserve_backend.domain import Placement, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine import events as ev
 from tetriserve_backend.engine.commands import RunSegment, WarnOperator
 from tetriserve_backend.engine.config import DriftSettings, EngineSettings
 from tetriserve_backend.engine.core import EngineCore
-from tetriserve_backend.engine.drift import DriftMonitor
 from tetriserve_backend.latency_table import LatencyTable, LatencyTables, Work
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
-from tetriserve_backend.simulator.virtual_world import VirtualWorld
-
-STEPS = 4
-
-
-class Machine:
-    """Ranks whose true times are known, watched by a monitor."""
-
-    def __init__(self, table, *, ranks=4, **settings):
-        self.table, self.tables = table, LatencyTables({"m": table})
-        self.monitor = DriftMonitor(self.tables, ranks, DriftSettings(**settings))
-        self.now_s, self.warnings = 0.0, []
-
-    def run(self, ranks, ratio, *, side=256, kind=SegmentKind.DENOISE, count=1):
-        for _ in range(count):
-            segment = Segment(0, kind, (SegmentPart("r0", 0, STEPS),), Placement(ranks), side, side, "m")
-            times = {SegmentKind.ENCODE: self.table.encode_s(), SegmentKind.DECODE: self.table.decode_s(side, side)}
-            expected_s = times.get(kind) or STEPS * self.table.step_s(side, side, len(ranks))
-            self.now_s += 0.5
-            self.warnings += self.monitor.observe(segment, self.now_s - ratio * expected_s, self.now_s, self.now_s)
-
-    def step_factor(self, side, degree):
-        return self.tables.of("m").step_s(side, side, degree) / self.table.step_s(side, side, degree)
 
 
 @pytest.fixture
@@ -127,112 +103,6 @@ def test_a_shape_is_warned_of_once_until_it_is_back(machine):
     machine.run((0, 1), 1.0, side=512, count=30)
     machine.run((0, 1), 1.2, side=512, count=30)
     assert len(machine.warnings) == 2 == machine.monitor.snapshot().warnings
-
-
-@pytest.mark.parametrize("also_slower", [1.0, 1.2])
-def test_a_slow_rank_is_told_from_slow_work(table, also_slower):
-    machine, draw = Machine(table, ranks=8), random.Random(2)
-    for _ in range(600):
-        size = draw.choice([1, 1, 2, 4])
-        start = draw.randrange(0, 8, size)
-        ranks = tuple(range(start, start + size))
-        machine.run(ranks, also_slower * (1.3 if 3 in ranks else 1.0) * draw.lognormvariate(0.0, 0.01))
-    monitor = machine.monitor
-    assert dict(monitor.slow_ranks) == {3: pytest.approx(1.3, rel=0.03)}
-    assert [rank.ratio for rank in monitor.snapshot().ranks] == [
-        pytest.approx(1.3 if rank == 3 else 1.0, abs=0.03) for rank in range(8)
-    ]
-    named = [text for text in machine.warnings if text.startswith("rank ")]
-    assert len(named) == 1 and named[0].startswith("rank 3 takes 1.")
-    for ranks in [(0,), (3,), (2, 3), (4, 5, 6, 7), (0, 1, 2, 3)]:
-        expected = machine.step_factor(256, len(ranks)) * monitor.slowness(ranks)
-        assert expected == pytest.approx(also_slower * (1.3 if 3 in ranks else 1.0), rel=0.03)
-
-
-def mixed_work(machine, slow, count, draw, *, ranks=8):
-    """Segments of all sizes on groups of working ranks; rank 3 takes `slow` times as long."""
-    for _ in range(count):
-        size = draw.choice([1, 1, 2, 4])
-        start = draw.randrange(0, ranks, size)
-        group = tuple(range(start, start + size))
-        if machine.monitor.resting_ranks.isdisjoint(group):
-            machine.run(group, (slow if 3 in group else 1.0) * draw.lognormvariate(0.0, 0.01))
-
-
-@pytest.mark.parametrize("slow", [2.0, 4.0, 20.0])
-def test_a_rank_that_is_of_little_use_rests_and_the_operator_is_told_of_it_alone(table, slow):
-    machine, draw = Machine(table, ranks=8), random.Random(4)
-    mixed_work(machine, slow, 300, draw)
-    assert machine.monitor.resting_ranks == {3}
-    assert [rank.rests for rank in machine.monitor.snapshot().ranks] == [rank == 3 for rank in range(8)]
-    texts = [text for text in machine.warnings if "rank" in text.partition(" takes ")[0] or "no work" in text]
-    assert any(text.startswith("rank 3 gets no work for a while") for text in texts)
-    accused = {text.partition(" takes ")[0] for text in texts if " takes " in text}
-    assert "rank 3" in accused and all("3" in name for name in accused if name.startswith(("rank", "one"))), accused
-
-
-def test_a_rank_that_is_well_again_gets_work_again(table):
-    machine, draw = Machine(table, ranks=8), random.Random(4)
-    mixed_work(machine, 3.0, 300, draw)
-    assert machine.monitor.resting_ranks == {3}
-    mixed_work(machine, 1.0, 1200, draw)
-    assert not machine.monitor.resting_ranks and not machine.monitor.slow_ranks
-    assert machine.monitor.snapshot().ranks[3].ratio == pytest.approx(1.0, abs=0.05)
-
-
-def test_without_correction_no_rank_rests(table):
-    machine = Machine(table, ranks=8, correction=False)
-    mixed_work(machine, 4.0, 300, random.Random(4))
-    assert not machine.monitor.resting_ranks
-
-
-def served_with_a_slow_rank(table, slow, **drift):
-    """Share of requests in time, and segments of rank 1, on two ranks of which that one is `slow` times slower."""
-    segments = []
-
-    def note(segment, start_s, end_s):
-        segments.append(segment)
-
-    tables = LatencyTables({"": table})
-    core = EngineCore(
-        make_policy(SchedulerSettings(), tables, 2), tables, 2, EngineSettings(drift=DriftSettings(**drift))
-    )
-    world = VirtualWorld(
-        core, table, 2, stretch=lambda segment, start_s: slow if 1 in segment.placement.ranks else 1.0, on_segment=note
-    )
-    requests = [make_request(f"r{i}", arrival_s=1.6 * i, slo_s=2.0) for i in range(600)]
-    outcomes = list(world.run(requests))
-    return sum(outcome.on_time for outcome in outcomes) / len(outcomes), [s for s in segments if 1 in s.placement.ranks]
-
-
-def test_a_slow_rank_costs_no_more_than_one_that_is_missing(table):
-    kept, _ = served_with_a_slow_rank(table, 4.0, rest_ratio=None)
-    rested, on_slow = served_with_a_slow_rank(table, 4.0)
-    assert rested > kept + 0.05
-    assert on_slow, "until it was known"
-
-
-def test_ranks_that_rest_work_where_there_are_no_others(table):
-    tables = LatencyTables({"": table})
-    policy = make_policy(SchedulerSettings(policy="fixed-sp1"), tables, 2)
-    core = EngineCore(policy, tables, 2, EngineSettings())
-    core._drift._resting.ranks = frozenset({1})
-    assert [rank.rank for rank in core.view(0.0).ranks] == [0]
-    core.handle(ev.WorkerLost(0, "gone"), 0.0)
-    assert [rank.rank for rank in core.view(0.0).ranks] == [1]
-
-
-def test_a_rank_with_a_new_worker_has_a_new_chance(table):
-    machine = Machine(table)
-    for _ in range(40):
-        for rank in range(4):
-            machine.run((rank,), 1.5 if rank == 2 else 1.0)
-    assert set(machine.monitor.slow_ranks) == {2}
-    machine.monitor.forget_rank(2)
-    for _ in range(40):
-        for rank in range(4):
-            machine.run((rank,), 1.0)
-    assert not machine.monitor.slow_ranks and machine.monitor.slowness((2,)) == 1.0
 
 
 def test_a_table_that_somebody_else_puts_is_measured_anew(machine):
