@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.scheduler.conftest import check_plan, denoise_of, make_request, make_table, running, waiting
+from tetriserve_backend.latency_table import LatencyTable, LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.scheduler.view import RankView, RequestView, SchedulerView
@@ -17,15 +18,18 @@ class Pair:
 
     def __init__(self, *, world_size=2, **settings) -> None:
         self.world_size = world_size
-        table = make_table({256: (0.35,), 512: (0.6, 0.4)}, world_size, stage_s=0.001)
+        self.tables = LatencyTables({"": self.table_of(0.35)})
         self.policy = make_policy(
-            SchedulerSettings(policy="tetriserve", max_batch=1, step_granularity=3, **settings), table, world_size
+            SchedulerSettings(policy="tetriserve", max_batch=1, step_granularity=3, **settings), self.tables, world_size
         )
         assert self.policy.round_length_s == pytest.approx(1.2)
         self.short, self.long = make_request("short", 256), make_request("long", 512)
         both = [waiting(self.short, steps=15, at=(0,)), waiting(self.long, steps=15, at=(1,))]
         busy = {f"rank{rank}": 1.2 for rank in range(2, world_size)}
         assert self.plan(0.0, both, **busy) == {"short": ((0,), 3), "long": ((1,), 2)}
+
+    def table_of(self, short_step_s: float) -> LatencyTable:
+        return make_table({256: (short_step_s,), 512: (0.6, 0.4)}, self.world_size, stage_s=0.001)
 
     def plan(self, now_s, requests, **busy_until_s) -> dict[str, tuple[tuple[int, ...], int]]:
         ranks = tuple(RankView(rank, busy_until_s.get(f"rank{rank}", now_s), 0) for rank in range(self.world_size))
@@ -39,10 +43,9 @@ class Pair:
         requests = [waiting(self.short, steps=12, at=at), running(self.long, 13, (1,), 1.2), *others]
         return self.plan(1.05, requests, rank1=1.2)
 
-    def when_long_is_early(self, *known, new=()) -> dict[str, tuple[tuple[int, ...], int]]:
-        """What is planned when `long` ends at 1.1 s: `short` went on when there were `known`, `new` are new."""
-        assert self.in_the_rest(*known) == {"short": ((0,), 1)}
-        requests = [running(self.short, 11, (0,), 1.4), waiting(self.long, steps=13, at=(1,)), *known, *new]
+    def when_long_is_early(self, *others) -> dict[str, tuple[tuple[int, ...], int]]:
+        """What is planned after that when `short` goes on until 1.4 s and `long` has ended at 1.1 s already."""
+        requests = [running(self.short, 11, (0,), 1.4), waiting(self.long, steps=13, at=(1,)), *others]
         return self.plan(1.1, requests, rank0=1.4)
 
 
@@ -83,9 +86,9 @@ def test_the_boundary_does_not_wait_for_a_request_that_goes_on_across_it():
     assert pair.plan(1.4, requests, rank1=2.4) == {"short": ((0,), 2)}, "what is left of it"
 
 
-def urgent() -> RequestView:
+def urgent(name="urgent") -> RequestView:
     """A request that is encoded, and late unless the round from 1.2 s on does all its steps."""
-    return waiting(make_request("urgent", 256, arrival_s=1.06, slo_s=1.24, num_steps=3), steps=3)
+    return waiting(make_request(name, 256, arrival_s=1.0, slo_s=1.3, num_steps=3), steps=3)
 
 
 def patient(name: str, count: int) -> list[RequestView]:
@@ -94,33 +97,57 @@ def patient(name: str, count: int) -> list[RequestView]:
 
 
 def test_a_request_that_comes_amid_a_round_takes_the_seat_that_another_would_have_kept():
-    assert Pair().when_long_is_early() == {"long": ((1,), 1)}
+    alone, joined = Pair(), Pair()
+    assert alone.in_the_rest() == joined.in_the_rest() == {"short": ((0,), 1)}
+    assert alone.when_long_is_early() == {"long": ((1,), 1)}
+    assert joined.when_long_is_early(urgent()) == {}
+    requests = [running(joined.short, 11, (0,), 1.4), waiting(joined.long, steps=13, at=(1,)), urgent()]
+    assert joined.plan(1.2, requests, rank0=1.4) == {"urgent": ((1,), 3)}
+
+
+@pytest.mark.parametrize(("num_new", "planned"), [(1, {"long": ((1,), 1)}), (4, {"long": ((1,), 1)}), (5, {})])
+def test_among_64_requests_a_few_new_ones_change_no_seat_until_there_are_more(num_new, planned):
+    pair, known = Pair(), patient("known", 62)
+    assert pair.in_the_rest(*known) == {"short": ((0,), 1)}
+    assert pair.when_long_is_early(*known, urgent(), *patient("new", num_new - 1)) == planned
+
+
+@pytest.mark.parametrize(("num_later", "planned"), [(1, {"long": ((1,), 1)}), (2, {})])
+def test_new_requests_that_changed_no_seat_count_with_those_that_come_later(num_later, planned):
+    """Of 64 requests `short` has no seat, so it looks ahead each time; three requests come, and later some more."""
+    pair = Pair(world_size=4)
+    busy = [running(make_request(f"busy{rank}", 256), 17, (rank,), 1.2) for rank in (2, 3)]
+    known = [waiting(pair.short, steps=12, at=(0,)), urgent("known"), *patient("known", 59)]
+    new = [urgent(f"new{n}") for n in range(3 + num_later)]
+    requests = [running(pair.long, 13, (1,), 1.2), *busy, *known]
+    assert pair.plan(1.05, requests, rank1=1.2, rank2=1.2, rank3=1.2) == {}
+    assert pair.plan(1.06, [*requests, *new[:3]], rank1=1.2, rank2=1.2, rank3=1.2) == {}
+    requests = [waiting(pair.long, steps=13, at=(1,)), *busy, *known]
+    assert pair.plan(1.1, [*requests, *new], rank2=1.2, rank3=1.2) == planned
+
+
+@pytest.mark.parametrize(("step_s", "planned"), [(0.35, {"long": ((1,), 1)}), (0.4, {})])
+def test_what_was_foreseen_before_costs_changed_counts_no_more(step_s, planned):
+    """At 0.35 s a step `tight` has time to leave out a round, at 0.4 s it has not."""
     pair = Pair()
-    assert pair.when_long_is_early(new=[urgent()]) == {}
-    requests = [running(pair.short, 11, (0,), 1.4), waiting(pair.long, steps=13, at=(1,)), urgent()]
-    assert pair.plan(1.2, requests, rank0=1.4) == {"urgent": ((1,), 3)}
+    tight = waiting(make_request("tight", 256, arrival_s=1.0, slo_s=2.5, num_steps=3), steps=3)
+    assert pair.in_the_rest(tight) == {"short": ((0,), 1)}
+    pair.tables.put("", pair.table_of(step_s))
+    assert pair.when_long_is_early(tight) == planned
 
 
-@pytest.mark.parametrize(("num_new", "keeps_its_seat"), [(1, True), (4, True), (5, False)])
-def test_among_64_requests_a_few_new_ones_change_no_seat_until_there_are_more(num_new, keeps_its_seat):
-    new = [urgent(), *patient("new", num_new - 1)]
-    planned = Pair().when_long_is_early(*patient("known", 62), new=new)
-    assert planned == ({"long": ((1,), 1)} if keeps_its_seat else {})
-
-
-def test_each_round_looks_ahead_anew():
-    """`long` has time for one rank in the first two rounds and needs both in the third, with the same requests."""
+@pytest.mark.parametrize(("long_slo_s", "goes_on"), [(100.0, {"short": ((0,), 1)}), (7.0, {})])
+def test_each_round_looks_ahead_anew(long_slo_s, goes_on):
+    """With 7 s `long` has time for one rank in the first two rounds and needs both in the third."""
     pair = Pair()
-    pair.long = make_request("long", 512, slo_s=7.0)
+    pair.long = make_request("long", 512, slo_s=long_slo_s)
     assert pair.in_the_rest() == {"short": ((0,), 1)}
     requests = [running(pair.short, 11, (0,), 1.4), waiting(pair.long, steps=13, at=(1,))]
     assert pair.plan(1.2, requests, rank0=1.4) == {"long": ((1,), 2)}
     requests = [waiting(pair.short, steps=11, at=(0,)), running(pair.long, 11, (1,), 2.4)]
     assert pair.plan(1.4, requests, rank1=2.4) == {"short": ((0,), 2)}
     requests = [waiting(pair.short, steps=9, at=(0,)), running(pair.long, 11, (1,), 2.4)]
-    assert pair.plan(2.1, requests, rank1=2.4) == {}
-    requests = [waiting(pair.short, steps=9, at=(0,)), waiting(pair.long, steps=11, at=(1,))]
-    assert pair.plan(2.4, requests) == {"long": ((0, 1), 3)}
+    assert pair.plan(2.1, requests, rank1=2.4) == goes_on
 
 
 @pytest.mark.parametrize(("num_steps", "others"), [(1, {}), (2, {"long": ((1,), 1)})])
