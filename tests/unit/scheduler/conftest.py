@@ -77,6 +77,11 @@ def waiting(request: Request, *, steps: int | None = None, at: tuple[int, ...] |
     return RequestView(request, kind, remaining, request.arrival_s, Placement(at) if at else None, 0)
 
 
+def running(request: Request, steps_left: int, at: tuple[int, ...], until_s: float) -> RequestView:
+    """A request that does steps on ranks `at` until `until_s`, with `steps_left` after these."""
+    return RequestView(request, SegmentKind.DENOISE, steps_left, until_s, Placement(at), 1)
+
+
 def idle_view(requests: Sequence[RequestView], ranks: Sequence[int], world_size: int, now_s: float) -> SchedulerView:
     return SchedulerView(tuple(requests), tuple(RankView(rank, now_s, 0) for rank in ranks), world_size, 0.0)
 
