@@ -18,6 +18,8 @@ from tetriserve_backend.executor.stored_weights import NUMBERS
 from tetriserve_profiling.analytic.model import FluxSizes, Model, TextEncoder, load_model
 
 _TIMEOUT_S = 300.0
+_FORMAT = 2
+"""Of the folder, beside the sizes that a model's description tells: another number where one made before is wrong."""
 
 
 def without_weights(settings: ModelSettings) -> tuple[ModelSettings, str]:
@@ -33,7 +35,7 @@ def without_weights(settings: ModelSettings) -> tuple[ModelSettings, str]:
     if Path(settings.path).is_dir() or settings.path in DEMO_MODELS:
         return settings.model_copy(update={"random_weights": True}), settings.path
     model = load_model(settings.path)
-    digest = hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{_FORMAT}{model.model_dump_json()}".encode()).hexdigest()[:12]
     directory = tetriserve_home() / "models" / f"{model.name}-blank-{digest}"
     if not directory.is_dir():
         _make_blank_model(settings.path, directory)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKL
 
 from tests.integration.executor.driver import Driver, make_request
 from tests.integration.executor.test_parity import assert_same_image
@@ -29,6 +31,15 @@ def small(name: str) -> Model:
     encoders = [encoder | TEXT | {"hidden_size": width[encoder["kind"]]} for encoder in known["text_encoders"]]
     vae = known["vae"] | {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
     return Model.model_validate(known | {"transformer": transformer, "text_encoders": encoders, "vae": vae})
+
+
+@pytest.mark.parametrize("name", ["FLUX.1-dev", "SD3-medium", "SD3.5-large"])
+def test_a_large_image_is_decoded_in_tiles_as_large_as_those_of_the_true_model(name: str, tmp_path: Path) -> None:
+    write_blank_model(load_model(name), tmp_path / "blank")
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(tmp_path / "blank" / "vae"))
+    # diffusers' own default is 32: 4096² pixels would be decoded in tens of thousands of tiles.
+    assert (vae.tile_sample_min_size, vae.tile_latent_min_size) == (1024, 128)
 
 
 @pytest.fixture(params=["FLUX.1-dev", "SD3-medium"])
