@@ -1,18 +1,32 @@
 """A model of which only the sizes are known runs on real ranks, and all ranks have the same weights."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 
 from tests.integration.executor.driver import Driver, make_request
 from tests.integration.executor.test_parity import assert_same_image
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+from tetriserve_backend.executor.models import parts
+from tetriserve_backend.executor.models.text_encoders import TEXT_ENCODERS, place_parts
 from tetriserve_profiling.analytic.model import Model, load_model
 from tetriserve_profiling.blank_model import write_blank_model
 
+CLASSES = {
+    "FluxPipeline": (FluxPipeline, FluxTransformer2DModel),
+    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, SD3Transformer2DModel),
+}
 TEXT = {"intermediate_size": 128, "num_layers": 1, "vocabulary": 1000}
 SMALL = {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 4, "joint_attention_dim": 64}
 
@@ -47,6 +61,32 @@ def blank(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     write_blank_model(small(request.param), tmp_path / "blank")
     assert not list((tmp_path / "blank").rglob("*.safetensors"))
     return tmp_path / "blank"
+
+
+@pytest.mark.parametrize(("text_encoder_ranks", "made_on"), [(0, "cpu"), (None, "meta")])
+def test_text_encoders_are_made_where_they_are_kept(
+    blank: Path, text_encoder_ranks: int | None, made_on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, set[str]] = {}
+
+    def place(pipeline: DiffusionPipeline, device: torch.device, keeps_encoders: bool) -> None:
+        made.update({
+            name: {weight.device.type for weight in part.parameters()}
+            for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
+        })  # fmt: skip
+        place_parts(pipeline, device, keeps_encoders)
+
+    monkeypatch.setattr(parts, "place_parts", place)
+    settings = ModelSettings(path=str(blank), random_weights=True, text_encoder_ranks=text_encoder_ranks)
+    # The meta device stands for a GPU: what is made there takes no memory of the host, and cannot come back to it.
+    device = torch.device("meta")
+    pipeline_class, transformer_class = CLASSES[json.loads((blank / "model_index.json").read_text())["_class_name"]]
+    transformer = parts.load_transformer(transformer_class, blank, settings, device, torch.float32)
+    parts.load_pipeline(pipeline_class, blank, transformer, settings, device)
+    assert {name: devices for name, devices in made.items() if name in TEXT_ENCODERS} == {
+        name: {made_on} for name in TEXT_ENCODERS if (blank / name).is_dir()
+    }
+    assert made["transformer"] == made["vae"] == {"meta"}
 
 
 @pytest.fixture
