@@ -200,7 +200,7 @@ def test_there_is_a_fix_for_every_field_of_the_format(part):
 
 
 def test_what_is_no_table_file_is_refused_with_a_way_out(tmp_path):
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "[" * 200_000, '{"settings": ' * 200_000):
         (tmp_path / "bad.latency.json").write_text(text)
         with pytest.raises(LatencyTableError, match=r"bad\.latency\.json: expected .*; fix: .*tetriserve profile"):
             LatencyTable.load(tmp_path / "bad.latency.json")
