@@ -20,8 +20,9 @@ from tests.integration.executor.test_parity import assert_same_image
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.models import parts
 from tetriserve_backend.executor.models.text_encoders import TEXT_ENCODERS, place_parts
+from tetriserve_backend.executor.stored_weights import made_weights
 from tetriserve_profiling.analytic.model import Model, load_model
-from tetriserve_profiling.blank_model import write_blank_model
+from tetriserve_profiling.blank_model import without_weights, write_blank_model
 
 CLASSES = {
     "FluxPipeline": (FluxPipeline, FluxTransformer2DModel),
@@ -45,6 +46,17 @@ def small(name: str) -> Model:
     encoders = [encoder | TEXT | {"hidden_size": width[encoder["kind"]]} for encoder in known["text_encoders"]]
     vae = known["vae"] | {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
     return Model.model_validate(known | {"transformer": transformer, "text_encoders": encoders, "vae": vae})
+
+
+def test_a_model_that_is_known_by_name_has_its_true_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TETRISERVE_HOME", str(tmp_path))
+    settings, known_as = without_weights(ModelSettings(path="FLUX.1-dev"))
+    assert known_as == "black-forest-labs/FLUX.1-dev"
+    numbers = {part.name: part.loaded_bytes("bfloat16") / 2e9 for part in made_weights(Path(settings.path))}
+    # Billions, as the model's cards tell.
+    assert numbers == pytest.approx(
+        {"transformer": 11.90, "text_encoder": 0.123, "text_encoder_2": 4.76, "vae": 0.0838}, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("name", ["FLUX.1-dev", "SD3-medium", "SD3.5-large"])

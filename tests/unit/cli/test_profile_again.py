@@ -2,45 +2,23 @@
 
 import json
 import shlex
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.profiling.fake_executor import FakeExecutor
+from tests.unit.cli.fake_ranks import FakeRanks
 from tetriserve_backend.cli.app import app
 from tetriserve_backend.domain import LatencyTableError
-from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.machine import decide_dtype
-from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable, remedy
-from tetriserve_profiling import blank_model
 
 AS_SHORT_AS_IT_CAN_BE = ("--repeats", "2", "--warmup", "1")
 
 
-@dataclass
-class Ranks:
-    """Starts ranks in virtual time on a CPU, and keeps what they were told."""
-
-    told: list[tuple[ModelSettings, ExecutorSettings]] = field(default_factory=list)
-
-    def alone(self, model: ModelSettings, settings: ExecutorSettings) -> FakeExecutor:
-        self.told.append((model, settings))
-        executor = FakeExecutor(settings.world_size or 2)
-        executor.model_name, executor.dtype = model.path, decide_dtype(model, executor.device)
-        return executor
-
-
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ranks:
-    ranks = Ranks()
-    monkeypatch.setattr(ModelExecutor, "alone", ranks.alone)
-    # A folder of a known model takes seconds to make, and nothing here reads it.
-    monkeypatch.setenv("TETRISERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(blank_model, "_make_blank_model", lambda name, directory: directory.mkdir(parents=True))
-    return ranks
+def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRanks:
+    return FakeRanks(monkeypatch, tmp_path / "home")
 
 
 def profile(*options: str) -> None:
@@ -75,7 +53,9 @@ def fix_of(table: Path) -> str:
         "--model FOLDER --random-weights --set model.dtype=float16",
     ],
 )
-def test_the_command_that_an_error_names_gives_the_table_what_it_lacks(how: str, ranks: Ranks, tmp_path: Path) -> None:
+def test_the_command_that_an_error_names_gives_the_table_what_it_lacks(
+    how: str, ranks: FakeRanks, tmp_path: Path
+) -> None:
     table = tmp_path / "a.latency.json"
     options = [str(tmp_path) if word == "FOLDER" else word for word in how.split()]
     profile("--resolutions", "256x256", "--batches", "1", "-o", str(table), *options)
@@ -89,7 +69,7 @@ def test_the_command_that_an_error_names_gives_the_table_what_it_lacks(how: str,
     assert executor_again.model_copy(update={"world_size": executor.world_size}) == executor
 
 
-def test_all_that_a_table_holds_of_the_settings_is_known_with_its_default(ranks: Ranks, tmp_path: Path) -> None:
+def test_all_that_a_table_holds_of_the_settings_is_known_with_its_default(ranks: FakeRanks, tmp_path: Path) -> None:
     profile("--resolutions", "256x256", "-o", str(tmp_path / "a.latency.json"))
     held = dict(LatencyTable.load(tmp_path / "a.latency.json").settings)
     assert (held.pop("random_weights"), held.pop("pace")) == (False, None)
@@ -97,7 +77,7 @@ def test_all_that_a_table_holds_of_the_settings_is_known_with_its_default(ranks:
     assert held == remedy._MODEL_DEFAULTS | remedy._EXECUTOR_DEFAULTS
 
 
-def test_of_a_held_pace_the_file_is_asked_for(ranks: Ranks, tmp_path: Path) -> None:
+def test_of_a_held_pace_the_file_is_asked_for(ranks: FakeRanks, tmp_path: Path) -> None:
     pace, table = tmp_path / "pace.latency.json", tmp_path / "a.latency.json"
     profile("--resolutions", "256x256", "-o", str(pace))
     profile("--resolutions", "256x256", "-o", str(table), "--set", f"model.pace_table={pace}")
@@ -108,7 +88,7 @@ def test_of_a_held_pace_the_file_is_asked_for(ranks: Ranks, tmp_path: Path) -> N
     assert LatencyTable.load(table).resolutions == ((256, 256), (512, 512))
 
 
-def test_what_a_hand_has_written_into_the_settings_is_let_be(ranks: Ranks, tmp_path: Path) -> None:
+def test_what_a_hand_has_written_into_the_settings_is_let_be(ranks: FakeRanks, tmp_path: Path) -> None:
     table = tmp_path / "a.latency.json"
     profile("--resolutions", "256x256", "-o", str(table))
     raw = json.loads(table.read_text())
