@@ -1,5 +1,6 @@
 """A model whose weights are not there is measured as the command line says, and its table is the true model's."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.latency_table import LatencyTable
 
 HUB_ID = "black-forest-labs/FLUX.1-dev"
+MANUAL = Path(__file__).parents[3] / "profiling" / "README.md"
 
 
 @pytest.fixture
@@ -50,3 +52,19 @@ def test_a_folder_keeps_its_own_name(ranks: FakeRanks, tmp_path: Path) -> None:
     ((model, _),) = ranks.told
     assert model == ModelSettings(path=str(folder), random_weights=True)
     assert LatencyTable.load(tmp_path / "a.latency.json").model == str(folder)
+
+
+def test_the_lines_of_the_manual_work_one_after_the_other(ranks: FakeRanks, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A line that names no file shall not write into the real one.
+    monkeypatch.setattr("tetriserve_backend.cli.profile_command.find_model_repository", Path.cwd)
+    manual = MANUAL.read_text(encoding="utf-8").partition("**Without weights.**")[2]
+    block = manual.partition("```console\n")[2].partition("```")[0].replace("\\\n", "")
+    commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in block.splitlines()]
+    assert [command[:3] for command in commands] == [
+        ["tetriserve", "profile", "--model"], ["tetriserve", "table", "model"], ["tetriserve", "table", "diff"]
+    ]  # fmt: skip
+    results = [CliRunner().invoke(app, command[1:]) for command in commands]
+    outputs = "\n".join(result.output for result in results)
+    # Ranks that compute nothing do not agree with what an H200 should take.
+    assert [result.exit_code for result in results] == [0, 0, 1], outputs
+    assert "world_size" not in results[2].output and "1024x1024" in results[2].output, outputs
