@@ -1,23 +1,19 @@
 """Directories in diffusers format with the true sizes of known models, but without weights."""
 
-import argparse
 import hashlib
 import json
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.demo_models import DEMO_MODELS
 from tetriserve_backend.executor.home import tetriserve_home
-from tetriserve_backend.executor.python_process import child_environment, python_command
+from tetriserve_backend.executor.made_directory import complete_or_not_at_all, have_made, make_as_told
 from tetriserve_backend.executor.stored_weights import NUMBERS
 from tetriserve_profiling.analytic.model import FluxSizes, Model, TextEncoder, load_model
 
-_TIMEOUT_S = 300.0
+_FORMAT = 2
+"""Of the folder, beside the sizes that a model's description tells: another number where one made before is wrong."""
 
 
 def without_weights(settings: ModelSettings) -> tuple[ModelSettings, str]:
@@ -33,7 +29,7 @@ def without_weights(settings: ModelSettings) -> tuple[ModelSettings, str]:
     if Path(settings.path).is_dir() or settings.path in DEMO_MODELS:
         return settings.model_copy(update={"random_weights": True}), settings.path
     model = load_model(settings.path)
-    digest = hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{_FORMAT}{model.model_dump_json()}".encode()).hexdigest()[:12]
     directory = tetriserve_home() / "models" / f"{model.name}-blank-{digest}"
     if not directory.is_dir():
         _make_blank_model(settings.path, directory)
@@ -41,31 +37,16 @@ def without_weights(settings: ModelSettings) -> tuple[ModelSettings, str]:
 
 
 def _make_blank_model(name_or_path: str, directory: Path) -> None:
-    """By a process of its own: nothing else in the caller's process needs the libraries."""
-    command = [*python_command("tetriserve_profiling.blank_model"), name_or_path, str(directory)]
-    try:
-        result = subprocess.run(
-            command,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigurationError(
-            f"{name_or_path} without weights: could not be made in {directory}: {error}"
-        ) from error
-    if result.returncode != 0:
-        reason = result.stderr.decode(errors="replace").strip()[-2000:]
-        raise ConfigurationError(f"{name_or_path} without weights: could not be made in {directory}: {reason}")
+    have_made("tetriserve_profiling.blank_model", name_or_path, directory, f"{name_or_path} without weights")
 
 
 def write_blank_model(model: Model, directory: Path) -> None:
-    """Write configurations, noise schedule and tokenizers of a model, complete or not at all."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    """Write configurations, noise schedule and tokenizers of a model, complete or not at all.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with complete_or_not_at_all(directory) as unfinished:
         pipeline = _pipeline(model)
         pipeline.save_config(unfinished)
         numbers: dict[str, int] = {}
@@ -74,14 +55,6 @@ def write_blank_model(model: Model, directory: Path) -> None:
             if hasattr(part, "parameters"):
                 numbers[name] = sum(tensor.numel() for tensor in part.parameters())
         (unfinished / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)
-        unfinished.rename(directory)
-    except OSError:
-        # Somebody else was faster: a rename never replaces a directory with something in it.
-        if not directory.is_dir():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _save_without_weights(part: Any, folder: Path) -> None:
@@ -191,14 +164,9 @@ def _t5(encoder: TextEncoder) -> Any:
     )
 
 
-def main() -> None:
-    """Make the model that is named first at the path given second."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("name")
-    parser.add_argument("directory", type=Path)
-    arguments = parser.parse_args()
-    write_blank_model(load_model(arguments.name), arguments.directory)
+def _make(name_or_path: str, directory: Path) -> None:
+    write_blank_model(load_model(name_or_path), directory)
 
 
 if __name__ == "__main__":
-    main()
+    make_as_told(_make)

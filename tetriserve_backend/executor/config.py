@@ -26,7 +26,8 @@ class ModelSettings(BaseModel):
             images of other sizes are refused.
         random_weights: make the weights at random where they compute, instead of reading them: to measure what a model
             takes whose weights are not there, since that does not depend on them. The directory needs no weights then,
-            only configurations and tokenizers. Images are noise.
+            only configurations and tokenizers. Images are noise. Text encoders in host memory are not shared: each
+            rank beyond `text_encoder_ranks` has its own.
         pace_table: for benchmarks on CPUs whose speed wanders: a latency table. An encode, step or decode that is done
             sooner than it says waits until that time is over, as if by locked clocks.
     """

@@ -1,16 +1,11 @@
 """The embedded models: real pipelines, small, with seeded random weights, made on first use."""
 
-import argparse
 import logging
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.demo_config import DemoConfig, DemoFluxConfig, DemoSd3Config
-from tetriserve_backend.executor.python_process import child_environment, python_command
+from tetriserve_backend.executor.made_directory import complete_or_not_at_all, have_made, make_as_told
 
 DEMO_MODELS: Mapping[str, DemoConfig] = {
     "demo-flux": DemoFluxConfig(),
@@ -22,7 +17,6 @@ DEMO_MODELS: Mapping[str, DemoConfig] = {
 """What may be named instead of a directory."""
 
 _log = logging.getLogger(__name__)
-_BUILD_TIMEOUT_S = 300.0
 
 
 def demo_directory(name: str, home: Path) -> Path:
@@ -33,8 +27,7 @@ def demo_directory(name: str, home: Path) -> Path:
 def ensure_demo(name: str, home: Path) -> Path:
     """The directory of the embedded model `name` below `home`, made now if it is not there yet (a few seconds).
 
-    Safe when several processes do it at once. The work is done by a process of its own, because it
-    needs libraries that nothing else in the caller's process needs.
+    Safe when several processes do it at once.
 
     Raises:
         ConfigurationError: it could not be made.
@@ -43,50 +36,21 @@ def ensure_demo(name: str, home: Path) -> Path:
     if directory.is_dir():
         return directory
     _log.info("generating the embedded model in %s", directory)
-    command = [*python_command("tetriserve_backend.executor.demo_models"), name, str(directory)]
-    try:
-        result = subprocess.run(
-            command,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_BUILD_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigurationError(f"the embedded model could not be made in {directory}: {error}") from error
-    if result.returncode != 0 or not directory.is_dir():
-        reason = result.stderr.decode(errors="replace").strip()[-2000:]
-        raise ConfigurationError(f"the embedded model could not be made in {directory}: {reason}")
+    have_made("tetriserve_backend.executor.demo_models", name, directory, "the embedded model")
     return directory
 
 
 def build_directory(directory: Path, config: DemoConfig) -> None:
-    """Write a pipeline of this configuration to `directory`, complete or not at all."""
-    from tetriserve_backend.executor.demo_pipeline import make_pipeline  # noqa: PLC0415  (takes seconds)
+    """Write a pipeline of this configuration to `directory`, complete or not at all.
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    Raises:
+        OSError: it cannot be written.
+    """
+    with complete_or_not_at_all(directory) as unfinished:
+        from tetriserve_backend.executor.demo_pipeline import make_pipeline  # noqa: PLC0415  (takes seconds)
+
         make_pipeline(config).save_pretrained(unfinished)
-        unfinished.chmod(0o755)
-        unfinished.rename(directory)
-    except OSError:
-        # Somebody else was faster: a rename never replaces a directory with something in it.
-        if not directory.is_dir():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def main() -> None:
-    """Make the embedded model that is named first at the path given second."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("name", choices=DEMO_MODELS)
-    parser.add_argument("directory", type=Path)
-    arguments = parser.parse_args()
-    build_directory(arguments.directory, DEMO_MODELS[arguments.name])
 
 
 if __name__ == "__main__":
-    main()
+    make_as_told(lambda name, directory: build_directory(directory, DEMO_MODELS[name]))

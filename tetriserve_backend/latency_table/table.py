@@ -78,9 +78,10 @@ class LatencyTable:
         except OSError as error:
             fix = "name a file that is there, or make one with `tetriserve profile`"
             raise refusal(str(path), "", f"cannot be read: {error.strerror}", fix) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             fix = "name a file that `tetriserve profile` wrote"
-            raise refusal(str(path), "", f"expected JSON: {error}", fix) from error
+            raise refusal(str(path), "", f"expected JSON: {problem}", fix) from error
         return cls.from_dict(raw, origin=str(path))
 
     @classmethod

@@ -83,11 +83,16 @@ class TextEncoder(Description):
 
 
 class Vae(Description):
-    """Sizes of the VAE's decoder, by the names in its config.json."""
+    """Sizes of the VAE's decoder, by the names in its config.json.
+
+    Attributes:
+        sample_size: pixels of a side of the tiles in which a large image is decoded.
+    """
 
     latent_channels: _Count
     block_out_channels: Annotated[tuple[_Count, ...], Field(min_length=1)]
     layers_per_block: _Count
+    sample_size: _Count
 
 
 class Model(Description):

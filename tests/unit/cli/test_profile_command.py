@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shlex
 import signal
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tests.unit.profiling.fake_executor import FakeExecutor
 from tetriserve_backend.cli.app import app
 from tetriserve_backend.cli.profile_target import table_name
 from tetriserve_backend.cli.stop_signals import stop_signals
-from tetriserve_backend.domain import LatencyTableError, SegmentKind
+from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.model_executor import ModelExecutor
 from tetriserve_backend.latency_table import LatencyTable
@@ -186,21 +185,6 @@ def test_a_table_of_something_else_is_replaced_by_force_only(
     status, output = profile(FakeExecutor(), table)
     assert status == 2 and told in output
     assert profile(FakeExecutor(), table, "--force")[0] == 0
-
-
-def test_the_command_that_an_error_about_a_table_names_gives_it_what_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.latency.json"
-    assert profile(FakeExecutor(), path, "--resolutions", "256x256")[0] == 0
-    with pytest.raises(LatencyTableError) as error:
-        LatencyTable.load(path).step_s(512, 512, 2)
-    _, *command = shlex.split(str(error.value).partition("; fix: ")[2].strip("`"))
-    monkeypatch.setattr(ModelExecutor, "alone", lambda model, settings: FakeExecutor())
-    result = CliRunner().invoke(app, [*command, "--repeats", "2"])
-    assert result.exit_code == 0, result.output
-    assert LatencyTable.load(path).resolutions == ((256, 256), (512, 512))
-    assert LatencyTable.load(path).step_s(512, 512, 2) > 0
 
 
 @pytest.mark.parametrize(

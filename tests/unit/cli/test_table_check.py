@@ -9,6 +9,8 @@ from tests.unit.cli.small_tables import MOVE, changed, table, tetriserve, write
 from tetriserve_backend.cli.table.check import find_all
 from tetriserve_backend.cli.table.expectation import expectation_of
 from tetriserve_backend.cli.table.findings import Severity
+from tetriserve_backend.domain import LatencyTableError
+from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.latency_table.document import parse_document
 
 TABLES = Path(__file__).parents[3] / "model_repository/denoise/latency_tables"
@@ -185,6 +187,16 @@ def test_check_tells_errors_from_warnings_by_its_exit_status(tmp_path):
     tetriserve("table", "check", "--strict", slow, status=1)
     output = tetriserve("table", "check", sound, falling, status=1).output
     assert f"{sound}: 0 error(s)" in output and "error: step 512x512 batch 1 sp 1" in output
+
+
+def test_a_table_that_servers_refuse_has_an_error_like_any_other(tmp_path):
+    raw = table()
+    raw["step"] = [entry for entry in raw["step"] if entry["sp"] > 1]
+    several_ranks_only = write(tmp_path / "a.latency.json", raw)
+    with pytest.raises(LatencyTableError, match="expected an entry with sp = 1"):
+        LatencyTable.load(several_ranks_only).check_one_rank()
+    output = tetriserve("table", "check", several_ranks_only, status=1).output
+    assert "error: step 256x256 batch 1 sp 1: missing: each resolution must be able to run on one rank" in output
 
 
 def test_a_file_that_cannot_be_read_does_not_keep_the_others_from_being_checked(tmp_path):

@@ -200,7 +200,7 @@ def test_there_is_a_fix_for_every_field_of_the_format(part):
 
 
 def test_what_is_no_table_file_is_refused_with_a_way_out(tmp_path):
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "[" * 200_000, '{"settings": ' * 200_000):
         (tmp_path / "bad.latency.json").write_text(text)
         with pytest.raises(LatencyTableError, match=r"bad\.latency\.json: expected .*; fix: .*tetriserve profile"):
             LatencyTable.load(tmp_path / "bad.latency.json")
@@ -217,7 +217,8 @@ def test_a_shape_that_the_table_lacks_is_refused_with_how_to_profile_it():
         with pytest.raises(LatencyTableError, match=r"latency table some\.latency\.json: step: ") as error:
             ask()
         command = str(error.value).partition("; fix: ")[2]
-        assert command == f"`tetriserve profile --model m --world-size 2 {fix} -o some.latency.json`"
+        how = "--model m --set model.dtype=float32 --world-size 2"
+        assert command == f"`tetriserve profile {how} {fix} -o some.latency.json`"
 
 
 def test_a_table_of_other_ranks_or_of_no_measurement_is_not_replaced_by_the_fix():
@@ -229,8 +230,9 @@ def test_a_table_of_other_ranks_or_of_no_measurement_is_not_replaced_by_the_fix(
     ):
         with pytest.raises(LatencyTableError, match=r"step: has the degrees \[1, 2\]") as error:
             table.restricted_to((degree,))
-        command = f"`tetriserve profile --model {model} --world-size {degree} --resolutions 256x256"
-        assert str(error.value).endswith(f"; fix: {command} --degrees 1,2,{degree} --batches 1`")
+        how = f"--model {model} --set model.dtype=float32 --world-size {degree}"
+        what = f"--resolutions 256x256 --degrees 1,2,{degree} --batches 1"
+        assert str(error.value).endswith(f"; fix: `tetriserve profile {how} {what}`")
 
 
 def test_old_tables_with_encodes_of_several_prompts_still_load():

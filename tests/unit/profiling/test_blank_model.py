@@ -27,6 +27,13 @@ def test_a_known_model_is_made_once_and_goes_by_the_name_that_servers_have_for_i
     assert made == ["FLUX.1-dev"]
 
 
+def test_a_folder_made_before_in_another_way_is_not_taken(made, monkeypatch):
+    without_weights(ModelSettings(path="FLUX.1-dev"))
+    monkeypatch.setattr(blank_model, "_FORMAT", blank_model._FORMAT + 1)
+    without_weights(ModelSettings(path="FLUX.1-dev"))
+    assert made == ["FLUX.1-dev", "FLUX.1-dev"]
+
+
 def test_a_folder_and_an_embedded_model_stay_what_they_are(made, tmp_path):
     for path in (str(tmp_path), "demo-flux"):
         assert without_weights(ModelSettings(path=path)) == (ModelSettings(path=path, random_weights=True), path)

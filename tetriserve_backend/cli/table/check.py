@@ -54,8 +54,8 @@ def check(
 
     Of several files each is checked, whatever is wrong with the others.
 
-    Exit status, the highest of all files: 0 no errors; 1 errors, or warnings with --strict; 2 a file that the server
-    would refuse, or a wrong option.
+    Exit status, the highest of all files: 0 no errors; 1 errors, or warnings with --strict; 2 a file that is no latency
+    table, or a wrong option.
     """
     console = Console(highlight=False, soft_wrap=True)
     with explained_errors():

@@ -30,8 +30,8 @@ def diff(
     tolerance. Slower by half and faster by a third are the same difference. Dispatch and hand-overs agree if with the
     step behind them (the shortest behind a dispatch) they differ by no more than that step may.
 
-    Exit status: 0 all that is common agrees; 1 some does not, or no entry is common; 2 a file that the server would
-    refuse.
+    Exit status: 0 all that is common agrees; 1 some does not, or no entry is common; 2 a file that is no latency
+    table.
     """
     with explained_errors():
         comparison = compare(read_document(first), read_document(second), tolerance)

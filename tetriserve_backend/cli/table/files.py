@@ -16,10 +16,10 @@ EXIT_WRONG_INPUT: Final = 2
 
 
 def read_document(path: Path) -> TableDocument:
-    """The whole content of a file that the server would accept.
+    """The whole content of a latency table.
 
     Raises:
-        LatencyTableError: it would not; names the file, the field and the fix.
+        LatencyTableError: the file is none; names the file, the field and the fix.
     """
     return parse_document(LatencyTable.load(path).to_dict(), str(path))
 

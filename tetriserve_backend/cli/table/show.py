@@ -31,7 +31,7 @@ def show(
 
     Entries that could not be had come last, with the reason.
 
-    Exit status: 0 done; 2 a file that the server would refuse, or a picture that cannot be written.
+    Exit status: 0 done; 2 a file that is no latency table, or a picture that cannot be written.
     """
     with explained_errors():
         document = read_document(file)

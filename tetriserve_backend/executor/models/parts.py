@@ -11,11 +11,12 @@ import torch
 
 from tetriserve_backend.executor.config import ModelSettings
 from tetriserve_backend.executor.models.directory import INDEX
-from tetriserve_backend.executor.models.text_encoders import keeps_text_encoders, place_parts
+from tetriserve_backend.executor.models.text_encoders import TEXT_ENCODERS, keeps_text_encoders, place_parts
 
 _LOADING: Mapping[str, Any] = {"local_files_only": True, "use_safetensors": True}
 """For every `from_pretrained`: no network, and no format that can run code."""
 
+_HOST = torch.device("cpu")
 _TRANSFORMER = "transformer"
 _SEED = 0
 
@@ -57,12 +58,15 @@ def load_pipeline(
         without: parts that are left out.
     """
     parts: dict[str, Any] = {_TRANSFORMER: transformer, **dict.fromkeys(without)}
-    dtype = transformer.dtype
+    dtype, keeps_encoders = transformer.dtype, keeps_text_encoders(settings, device)
     if settings.random_weights:
-        kinds = _kinds_with_weights(directory).items()
-        parts |= {name: _make(made, directory / name, device, dtype) for name, made in kinds if name not in parts}
+        for name, made in _kinds_with_weights(directory).items():
+            if name not in parts:
+                # There may be no room on the device, not even for a while.
+                is_kept_there = keeps_encoders or name not in TEXT_ENCODERS
+                parts[name] = _make(made, directory / name, device if is_kept_there else _HOST, dtype)
     pipeline = kind.from_pretrained(directory, torch_dtype=dtype, **_LOADING, **parts)
-    place_parts(pipeline, device, keeps_text_encoders(settings, device))
+    place_parts(pipeline, device, keeps_encoders)
     return pipeline
 
 
@@ -78,7 +82,11 @@ def _kinds_with_weights(directory: Path) -> dict[str, type[torch.nn.Module]]:
 
 
 def _make(kind: type[Any], folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A network of the sizes in a folder's config.json; the same on every rank, as ranks of one step must agree."""
+    """A network of the sizes in a folder's config.json; the same on every rank, as ranks of one step must agree.
+
+    Made on another device it is another. Text encoders may be so on some ranks: what a prompt becomes is one rank's
+    work, and all that take part in the request get it from there.
+    """
     with _made_on(device, dtype):
         if hasattr(kind, "load_config"):
             return kind.from_config(kind.load_config(folder, local_files_only=True)).eval()

@@ -19,9 +19,10 @@ def keeps_text_encoders(settings: ModelSettings, device: torch.device) -> bool:
 
 
 def place_parts(pipeline: Any, device: torch.device, keeps_encoders: bool) -> None:
-    """Move a pipeline that was loaded into host memory to `device`, but for text encoders that are not kept there.
+    """Have all parts of a pipeline on `device`, but for text encoders that are not kept there.
 
-    Those compute there too: their layers come and go one by one.
+    Those, which are in host memory, compute there too: their layers come and go one by one. Of the others some may be
+    on `device` already.
     """
     for name, part in pipeline.components.items():
         if not isinstance(part, torch.nn.Module):
