@@ -10,7 +10,7 @@ from tetriserve_backend.engine.config import DriftSettings
 from tetriserve_backend.engine.model_drift import ModelDrift, ShapeDrift
 from tetriserve_backend.engine.prediction import num_works
 from tetriserve_backend.engine.quarantine import Quarantine
-from tetriserve_backend.engine.rank_speeds import RankSpeeds, SlowRanks
+from tetriserve_backend.engine.rank_speeds import RankSpeeds, RelativeSpeeds
 from tetriserve_backend.latency_table import LatencyTables, Work, work_of
 from tetriserve_backend.scheduler.groups import Ranks, aligned_groups
 
@@ -77,7 +77,7 @@ class DriftMonitor:
         self._slow_ranks: dict[int, float] = {}
         self._average: dict[int, float] = {}
         self._warned_ranks: set[Ranks] = set()
-        self._relative = SlowRanks((1.0,) * world_size, {}, {})
+        self._relative = RelativeSpeeds((1.0,) * world_size, {}, {})
         self._reviewed_s = -math.inf
         self._warnings = 0
 

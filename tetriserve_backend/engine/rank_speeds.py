@@ -37,7 +37,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class SlowRanks:
+class RelativeSpeeds:
     """What is known of how slow ranks are beside the others of their world.
 
     Attributes:
@@ -95,7 +95,7 @@ class RankSpeeds:
         self._samples_of = Counter({group: count for group, count in self._samples_of.items() if rank not in group})
         self._samples[rank] = 0
 
-    def relative(self) -> SlowRanks:
+    def relative(self) -> RelativeSpeeds:
         """What the segments so far say; of two groups of a size, the faster is the middle one."""
         by_size: dict[int, dict[Ranks, float]] = {}
         for group, mean in self._seen.items():
@@ -116,7 +116,7 @@ class RankSpeeds:
                     (rank,) = suspected or group
                     evidence[rank] = Evidence(math.exp(value - middle), self._samples_of[group], size == 1)
         ratios = tuple(math.exp(slowness.get(rank, 0.0)) for rank in range(len(self._samples)))
-        return SlowRanks(ratios, {group: ratios[group[-1]] for group in suspects}, evidence)
+        return RelativeSpeeds(ratios, {group: ratios[group[-1]] for group in suspects}, evidence)
 
 
 def _blame(group: Ranks, excess: float, slowness: dict[int, float]) -> Ranks:
