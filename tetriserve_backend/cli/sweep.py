@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tetriserve_backend.cli.reporting.sheet import Sheet
+from tetriserve_backend.cli.summary_files import BENCHMARK_NOTE
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
 from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.executor.home import tetriserve_home
@@ -41,6 +42,8 @@ def sweep(
     """
     try:
         spec, table = _read(config, policy, seeds), LatencyTable.load(latency_table)
+        if out is not None:
+            _refuse_benchmark(out)
         results, status = _run(spec, table, processes, out)
     except TetriserveError as error:
         print(f"tetriserve: {error}", file=sys.stderr)
@@ -50,6 +53,15 @@ def sweep(
     if status:
         print(f"tetriserve: {len(results)} of {len(spec.cells())} cells are done", file=sys.stderr)
         raise typer.Exit(status)
+
+
+def _refuse_benchmark(folder: Path) -> None:
+    """The summaries of a sweep are named as those of a benchmark, which would take them for its own."""
+    if (folder / BENCHMARK_NOTE).exists():
+        raise ConfigurationError(
+            f"--out {folder}: holds the results of a benchmark ({BENCHMARK_NOTE}), which those of a sweep would mix"
+            " with; use another folder"
+        )
 
 
 def _run(spec: SweepSpec, table: LatencyTable, processes: int, out: Path | None) -> tuple[list[CellResult], int]:

@@ -16,6 +16,11 @@ from tetriserve_backend.cli.app import app
 
 TABLE = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
 
+SMALL_GRID = (
+    "{policies: [fixed-sp8], mixes: [uniform], slo_scales: [1.5], rates_per_minute: [24], seeds: [1],"
+    " workload: {requests: 6}, bound_time_limit_s: 0}\n"
+)
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
@@ -127,6 +132,20 @@ def test_a_sweep_prints_every_cell_beside_the_bound_and_keeps_the_summaries():
     assert "of bound" in result.output and "fixed-sp8" in result.output
     assert len(list(Path("out").glob("*.summary.json"))) == 4
     assert "none.yaml" in tetriserve("sweep", "--config", "none.yaml", "--latency-table", TABLE, status=2).output
+
+
+def test_a_sweep_and_a_benchmark_refuse_the_folder_of_each_other():
+    Path("grid.yaml").write_text(SMALL_GRID)
+    Path("bench.yaml").write_text(f"where: simulator\nlatency_table: {TABLE}\ngrid: {SMALL_GRID}")
+    sweep = ("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "--processes", 1)
+    tetriserve(*sweep, "-o", "swept")
+    for options in ((), ("--fresh",)):
+        assert "another --out" in tetriserve("bench", "bench.yaml", "-o", "swept", *options, status=2).output
+    tetriserve("bench", "bench.yaml", "-o", "benched", "--processes", 1)
+    summary = Path("benched/c000.fixed-sp8.summary.json")
+    before = summary.stat().st_mtime_ns
+    assert "use another folder" in tetriserve(*sweep, "-o", "benched", status=2).output
+    assert summary.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tetriserve_backend.cli.bench.spec import BenchSpec
+from tetriserve_backend.cli.summary_files import BENCHMARK_NOTE
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
@@ -68,10 +69,10 @@ class ResultFolder:
 
         Raises:
             ConfigurationError: it holds results of another benchmark, of a latency table that has changed since, or of
-                nobody knows what.
+                nobody knows what, such as a sweep's, whose names are the same; these are never thrown away.
             OSError: it cannot be written.
         """
-        note, wanted = self.path / "bench.json", json.loads(spec.model_dump_json(by_alias=True))
+        note, wanted = self.path / BENCHMARK_NOTE, json.loads(spec.model_dump_json(by_alias=True))
         if spec.latency_table is not None:
             wanted["latency_table_sha256"] = _digest(Path(spec.latency_table))
         if note.exists() and not fresh:
@@ -79,10 +80,20 @@ class ResultFolder:
             other = ", ".join(name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name))
             if other:
                 raise ConfigurationError(f"{self.path}: holds results of other settings ({other}); {_WAY_OUT}")
-        if fresh and note.exists():
+        if not note.exists():
+            self._refuse_foreign_summaries()
+        elif fresh:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(note, json.dumps(wanted, indent=1) + "\n")
+
+    def _refuse_foreign_summaries(self) -> None:
+        found = min(self.path.glob("*.summary.json"), default=None)
+        if found is not None:
+            raise ConfigurationError(
+                f"{self.path}: holds {found.name} but no {BENCHMARK_NOTE}, so it is no benchmark's; expected a folder"
+                " without summaries: use another --out, or delete them"
+            )
 
     @property
     def table(self) -> Path:
