@@ -191,7 +191,7 @@ def run_sweep(
     Raises:
         ConfigurationError: a policy is unknown or does not go with the table.
         LatencyTableError: the table lacks a shape of the grid; nothing is run.
-        RuntimeError: the bound's solver failed.
+        BoundError: the bound's solver failed.
     """
     spec.check_table(table)
     if spec.dispatch_seconds is not None:

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tetriserve_backend.cli import sweep
 from tetriserve_backend.cli.app import app
+from tetriserve_backend.simulator.bound import BoundError, clairvoyant
+from tetriserve_backend.simulator.bound.milp import maximise
 
 TABLE = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
 
@@ -146,6 +149,61 @@ def test_a_sweep_and_a_benchmark_refuse_the_folder_of_each_other():
     before = summary.stat().st_mtime_ns
     assert "use another folder" in tetriserve(*sweep, "-o", "benched", status=2).output
     assert summary.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("out", "named"), [("taken", "taken"), ("taken/below/it", "taken"), ("/proc/out", "/proc")])
+def test_a_sweep_that_cannot_write_its_summaries_is_refused_before_it_is_run(monkeypatch, out, named):
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: pytest.fail("it ran"))
+    Path("taken").write_text("mine")
+    Path("grid.yaml").write_text(SMALL_GRID)
+    result = tetriserve("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "-o", out, status=2)
+    assert f"--out {out}: " in result.output and named in result.output and Path("taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(BoundError("bound: HiGHS ended with Infeasible"), 3), (OSError(28, "No space left on device"), 2)],
+)
+def test_what_ends_a_sweep_early_is_told_and_what_is_done_is_shown(monkeypatch, error, status):
+    run = sweep.run_sweep
+
+    def failing(*arguments, **options):
+        yield next(run(*arguments, **options))
+        raise error
+
+    monkeypatch.setattr(sweep, "run_sweep", failing)
+    Path("grid.yaml").write_text(SMALL_GRID.replace("seeds: [1]", "seeds: [1, 2]"))
+    command = ("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "--processes", 1)
+    result = tetriserve(*command, status=status)
+    assert f"tetriserve: {error}" in result.output and "1 of 2 cells are done" in result.output
+    assert "means over the grid" in result.output
+
+
+def test_a_bound_that_fails_ends_a_benchmark_with_one_line_and_what_is_done_is_compared(monkeypatch):
+    grid = SMALL_GRID.replace("seeds: [1]", "seeds: [1, 2]").replace("limit_s: 0", "limit_s: 1")
+    Path("grid.yaml").write_text(f"where: simulator\nlatency_table: {TABLE}\ngrid: {grid}")
+    calls = []
+
+    def failing(model, **options):
+        calls.append(model)
+        if len(calls) > 1:
+            raise BoundError("bound: HiGHS ended with Infeasible")
+        return maximise(model, **options)
+
+    monkeypatch.setattr(clairvoyant, "maximise", failing)
+    result = tetriserve("bench", "grid.yaml", "-o", "out", "--processes", 1, status=1)
+    assert "tetriserve: bound: HiGHS ended with Infeasible" in result.output
+    assert "| uniform | 1.5 | 24 |" in Path("out/comparison.md").read_text()
+
+
+@pytest.mark.parametrize("where", ["sweep", "bench"])
+def test_an_error_about_a_whole_grid_says_no_more_than_it(where):
+    grid = SMALL_GRID.replace("[fixed-sp8]", "[tetris, tetris]")
+    Path("grid.yaml").write_text(grid if where == "sweep" else f"where: simulator\nlatency_table: a\ngrid: {grid}")
+    command = {"sweep": ("sweep", "--config", "grid.yaml", "--latency-table", TABLE), "bench": ("bench", "grid.yaml")}
+    told = " ".join(tetriserve(*command[where], status=2).output.split())
+    field = "grid: " if where == "bench" else ""
+    assert told == (f"tetriserve: grid.yaml: {field}policies: two are named 'tetris'; give each a name of its own")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

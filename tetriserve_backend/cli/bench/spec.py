@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tetriserve_backend.cli.workload import cheapest_gpu_seconds
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.domain.validation import what_is_wrong, where_it_is
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.engine.prediction import fastest_latency_s
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.sweep import SweepSpec, Variant
@@ -234,10 +234,4 @@ def read_spec(config: Path, assignments: Sequence[str]) -> BenchSpec:
     try:
         return BenchSpec.model_validate(tree)
     except ValidationError as error:
-        raise ConfigurationError(f"{config}: {'; '.join(_explain(item) for item in error.errors())}") from error
-
-
-def _explain(item: Any) -> str:
-    field = where_it_is(item)
-    got = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.80}"
-    return f"{field}: {what_is_wrong(item)}{got}" if field else what_is_wrong(item)
+        raise ConfigurationError(f"{config}: {'; '.join(explained(item) for item in error.errors())}") from error
