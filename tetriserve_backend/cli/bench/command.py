@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status
 
 from tetriserve_backend.cli.bench.compare import live_sheets
-from tetriserve_backend.cli.bench.evaluate import evaluate
+from tetriserve_backend.cli.bench.evaluate import evaluate, read_served
 from tetriserve_backend.cli.bench.live import LiveBench
 from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest, measure_free
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
@@ -66,6 +66,7 @@ def bench(
             given.save(folder.table)
         table = _measured_table(spec, folder, console) if given is None else given
         benchmark = _Benchmark(spec, spec.concrete(table), table, folder, console)
+        benchmark.check_what_is_done()
         try:
             status = benchmark.run(processes)
         except (TetriserveError, ServerFailureError, BrokenProcessPool):
@@ -128,6 +129,18 @@ class _Benchmark:
     table: LatencyTable
     folder: ResultFolder
     console: Console
+
+    def check_what_is_done(self) -> None:
+        """Read what earlier runs left, so that a broken file is told before the others are run.
+
+        Raises:
+            ConfigurationError: names the file and the way out.
+        """
+        for run in runs_of(self.grid):
+            if self.folder.is_done(run):
+                self.folder.read_summary(run)
+                if self.spec.where is Where.LIVE:
+                    read_served(run, self.folder)
 
     def run(self, processes: int) -> int:
         """Do what is missing; the exit status."""

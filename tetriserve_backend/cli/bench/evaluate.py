@@ -12,7 +12,17 @@ from tetriserve_backend.cli.timeline_check import find_problems, find_trace_prob
 from tetriserve_backend.engine.config import EngineSettings
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.pace import Pace
-from tetriserve_backend.simulator.trace import read_trace
+
+
+def read_served(run: BenchRun, folder: ResultFolder) -> ServedTrace:
+    """What a live run left beside its summary.
+
+    Raises:
+        ConfigurationError: a file is missing or broken; tells how to have it made anew.
+    """
+    trace = folder.read_trace(run)
+    with folder.reading(run):
+        return ServedTrace(run, trace, read_events(folder.timeline(run)), read_answers(folder.answers(run)))
 
 
 def evaluate(
@@ -25,16 +35,13 @@ def evaluate(
         folder: where their files and the tables are.
         told: what the servers planned with.
         engine: the servers' settings, where their policy has none of its own.
+
+    Raises:
+        ConfigurationError: a file of a run is missing or broken.
     """
     by_policy: dict[str, list[ServedTrace]] = {}
     for run in runs:
-        one = ServedTrace(
-            run,
-            list(read_trace(folder.trace(run))),
-            read_events(folder.timeline(run)),
-            read_answers(folder.answers(run)),
-        )
-        by_policy.setdefault(run.variant.name, []).append(one)
+        by_policy.setdefault(run.variant.name, []).append(read_served(run, folder))
     gpus = folder.read_summary(runs[0]).gpus
     images = image_seconds(one for served in by_policy.values() for one in served)
     simulator = Simulator(told, folder.pooled_table(), engine, gpus, images)

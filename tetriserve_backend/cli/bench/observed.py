@@ -1,5 +1,6 @@
 """What a live server did with one trace, from its timeline: as a timeline of its own and as a summary."""
 
+import collections
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tetriserve_backend.cli.bench.replay import Answer
-from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
+from tetriserve_backend.cli.timeline_view import TimelineView
+from tetriserve_backend.domain import ConfigurationError, Placement, Request, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.timeline import TraceEvent
 from tetriserve_backend.simulator.pace import TimedSegment
 from tetriserve_backend.simulator.quantiles import QuantileSketch
@@ -19,8 +21,19 @@ _ENDS = frozenset({"finish", "reject", "cancel", "fail"})
 
 
 def read_events(path: Path) -> list[TraceEvent]:
-    """The events of a `*.timeline.json`, which may still grow."""
-    events: list[TraceEvent] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    """The events of a `*.timeline.json`, which may still grow.
+
+    Raises:
+        ConfigurationError: it is no timeline; names it.
+        OSError: it cannot be read.
+    """
+    try:
+        events: list[TraceEvent] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        # Whoever takes them finds all that such events have.
+        TimelineView.from_events(events)
+        collections.deque(segments_of(events), maxlen=0)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path}: no timeline in the Chrome trace-event format ({error!r})") from error
     return events
 
 

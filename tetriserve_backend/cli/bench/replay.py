@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.simulator.trace import TraceRequest, read_trace
 from tetriserve_client import AsyncTetriserveClient, GenerateResult, ImageRequest, Size, TetriserveClientError
@@ -56,15 +60,25 @@ class Answer:
         )
 
 
+_ANSWER = TypeAdapter(Answer)
+
+
 def read_answers(path: Path) -> dict[str, Answer]:
     """The answers in a file, by request id.
 
     Raises:
+        ConfigurationError: it holds something else; names file and line.
         OSError: it cannot be read.
-        ValueError: it holds something else.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {answer.id: answer for answer in (Answer(**json.loads(line)) for line in lines)}
+    answers: dict[str, Answer] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            answer = _ANSWER.validate_json(line)
+        except ValidationError as error:
+            what = explained(error.errors(include_url=False)[0], "line")
+            raise ConfigurationError(f"{path}:{number}: no answer as tetriserve bench writes it: {what}") from error
+        answers[answer.id] = answer
+    return answers
 
 
 async def replay(

@@ -74,6 +74,39 @@ def test_a_benchmark_whose_runs_have_their_images_is_done_and_goes_on_where_it_w
     assert {path.name.removesuffix(".summary.json") for path in Path("out").glob("*.summary.json")} == RUNS
 
 
+@pytest.mark.parametrize("kind", ["summary.json", "timeline.json", "answers.jsonl", "trace.jsonl"])
+def test_a_broken_file_of_a_run_that_is_done_is_named_with_the_way_out_before_anything_is_run(bench, kind):
+    machine = RefusingMachine(refused=())
+    bench(machine)
+    Path("out/c001.patient.summary.json").unlink()
+    broken = Path(f"out/c000.{'' if kind.startswith('trace') else 'tetris.'}{kind}")
+    # No line is a trace, or answers, too.
+    empty = [] if kind.endswith("jsonl") else [""]
+    for text in (*empty, "{", "{}", "[]", "null", "[{}]", '{"policy": 3}', '{"traceEvents": [{"ph": "X"}]}'):
+        broken.write_text(text)
+        result = bench(machine)
+        assert result.exit_code == 2 and len(machine.served) == len(RUNS), (text, result.output, result.exception)
+        told = " ".join(result.output.split())
+        assert f"tetriserve: trace {broken}" in told or f"tetriserve: {broken}" in told
+        way_out = "it to have it made" if kind == "trace.jsonl" else "out/c000.tetris.summary.json to run it"
+        assert told.endswith(f"; delete {way_out} again, or use --fresh")
+
+
+@pytest.mark.parametrize("kind", ["timeline.json", "answers.jsonl", "trace.jsonl"])
+def test_a_missing_file_of_a_run_that_is_done_is_named_with_the_way_out(bench, kind):
+    machine = RefusingMachine(refused=())
+    bench(machine)
+    missing = Path(f"out/c000.{'' if kind.startswith('trace') else 'tetris.'}{kind}")
+    missing.unlink()
+    result = bench(machine)
+    if kind == "trace.jsonl":
+        assert result.exit_code == 0 and missing.exists(), "it follows from the settings"
+    else:
+        assert result.exit_code == 2 and str(missing) in result.output and "to run it again" in result.output
+        Path("out/c000.tetris.summary.json").unlink()
+        assert bench(machine).exit_code == 0
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("refused", [{"c001.tetris"}, RUNS])
 def test_a_benchmark_with_a_run_without_any_image_fails_and_is_compared_all_the_same(bench, refused):
