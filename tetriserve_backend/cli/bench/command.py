@@ -30,11 +30,13 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.sweep import SweepSpec
 from tetriserve_backend.simulator.trace import write_trace
 from tetriserve_backend.simulator.workload import generate
-from tetriserve_client import ServerFailureError
+from tetriserve_client import TetriserveClientError
 from tetriserve_profiling.told import first_of
 
 _EXIT_FAILED, _EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 _MOST_FAILURES = 5
+_FAILURES = (TetriserveError, TetriserveClientError, BrokenProcessPool, OSError)
+"""What may end a run of servers or simulations early."""
 
 
 def bench(
@@ -69,14 +71,14 @@ def bench(
         benchmark.check_what_is_done()
         try:
             status = benchmark.run(processes)
-        except (TetriserveError, ServerFailureError, BrokenProcessPool):
+        except _FAILURES:
             benchmark.report()
             raise
         failures = benchmark.report()
     except (ConfigurationError, LatencyTableError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    except (TetriserveError, ServerFailureError, BrokenProcessPool, OSError) as error:
+    except _FAILURES as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_FAILED) from error
     except KeyboardInterrupt:

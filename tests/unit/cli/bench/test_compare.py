@@ -9,11 +9,13 @@ from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
-from tetriserve_backend.cli.bench.totals import LiveResult
+from tetriserve_backend.cli.bench.totals import Foretold, LiveResult
 from tetriserve_backend.cli.overhead.gaps import RequestIdle
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.simulator.sweep import Variant
 from tetriserve_backend.simulator.workload import WorkloadSpec
+
+TABLE = small_table()
 
 
 def summary(policy, requests, on_time, mean_s):
@@ -27,10 +29,9 @@ def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=(), errors=(), p
     run = BenchRun(cell, WorkloadSpec(seed=cell), Variant(name=policy, scheduler=SchedulerSettings(policy=policy)))
     draws = summary(policy, 10, at_pace, 1.1 * mean_s), summary(policy, 10, at_pace - 1, 1.3 * mean_s)
     at_pace, by_table = Prediction(draws, at_pace - 1, []), Prediction(draws[1:], at_pace - 1.5, [])
-    return LiveResult(
-        run, summary(policy, 10, live, mean_s), live - 1, errors, by_table, at_pace, pace,
-        (RequestIdle("r0", 0.004, 0.5), RequestIdle("r1", 0.001, 0.5)), (RequestIdle("r0", 0.001, 1.0),), problems,
-    )  # fmt: skip
+    foretold = Foretold(by_table, at_pace, (RequestIdle("r0", 0.001, 1.0),))
+    idle = RequestIdle("r0", 0.004, 0.5), RequestIdle("r1", 0.001, 0.5)
+    return LiveResult(run, summary(policy, 10, live, mean_s), live - 1, errors, foretold, pace, idle, problems)
 
 
 def column(sheet, heading):
@@ -82,6 +83,18 @@ def test_predictions_stand_beside_what_happened_with_the_difference(sheets):
     assert [row["by table"] for row in rows] == ["80.0% ± 0.0", "40.0% ± 0.0"]
     assert [row["off by, points"] for row in rows] == ["-5.0", "-15.0"]
     assert column(sheets[2], "mean latency s: live") == ["2.000", "1.000"]
+
+
+def test_what_is_not_foretold_is_in_no_figure_beside_a_prediction():
+    lost = replace(result("tetris", 1, live=0, at_pace=9, problems=("r0: arrived 2 times",)), foretold=None)
+    sheets = live_sheets([result("tetris", 0, live=9, at_pace=9), lost, result("rssp", 0, live=5, at_pace=5)], TABLE)
+    assert column(sheets[0], "SLO met") == ["45.0%", "50.0%"]
+    assert column(sheets[1], "SLO met: live") == ["90.0%", "50.0%"]
+    for sheet in sheets[1:3]:
+        assert sheet.notes[-1] == "Without runs whose timeline is wrong: c001.tetris."
+    (served, attained, latency, gist) = live_sheets([lost], TABLE)
+    assert column(served, "of it by plan") == [""] and attained.rows == latency.rows == ()
+    assert not any("predicted" in what for what, _ in gist.rows)
 
 
 def test_image_files_are_predicted_as_well(sheets):
