@@ -113,6 +113,12 @@ def test_steps_and_slo_classes_are_drawn_from_what_was_given():
         ({"arrivals": "bursts", "burst_factor": 5}, "no room"),
         ({"slo_s": {}}, "at least one"),
         ({"rat": 3}, "rat"),
+        ({"rate_per_minute": math.inf}, "finite"),
+        ({"slo_scales": (math.inf,)}, "finite"),
+        ({"slo_s": {"256x256": math.inf}}, "finite"),
+        ({"cv": math.inf}, "finite"),
+        ({"period_s": math.nan}, "finite"),
+        ({"burst_factor": math.inf}, "finite"),
     ],
 )
 def test_a_spec_that_makes_no_sense_says_why(settings, message):

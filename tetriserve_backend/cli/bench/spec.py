@@ -13,12 +13,15 @@ from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.engine.prediction import fastest_latency_s
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.sweep import SweepSpec, Variant
+from tetriserve_backend.simulator.workload import Positive
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import merge, parse_assignment, read_settings_file
 from tetriserve_profiling.settings import MAX_REPEATS, ProfileSettings
 
 _FROM_GRID = ("scheduler", "engine", "timeline", "latency_table")
+_RATE_DIGITS = 4
+"""Of a rate that follows from a load, whatever its size."""
 _SIMULATED_ONLY = ("noise_cv", "slowdown", "slow_ranks", "dispatch_seconds")
 
 
@@ -82,20 +85,20 @@ class BenchSpec(BaseModel):
     where: Where = Where.LIVE
     grid: SweepSpec
     slo: SloBasis = SloBasis.GIVEN
-    load: float | None = Field(default=None, gt=0)
-    trace_s: float | None = Field(default=None, gt=0)
+    load: Positive | None = None
+    trace_s: Positive | None = None
     latency_table: str | None = None
     measure_again: bool = False
     measure_batches: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
-    hold_pace: float | None = Field(default=None, ge=1)
-    expect_speed_up: float | None = Field(default=None, ge=1)
+    hold_pace: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    expect_speed_up: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     server: ServerSettings = ServerSettings()
     output_format: ImageFormat = ImageFormat.JPEG
     take_turns: bool = False
-    pause_s: float = Field(default=0.5, ge=0)
-    give_up_s: float = Field(default=300.0, gt=0)
+    pause_s: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    give_up_s: Positive = 300.0
 
     @field_validator("server")
     @classmethod
@@ -190,6 +193,7 @@ class BenchSpec(BaseModel):
         """The grid with SLOs, rates and requests as numbers, as far as they follow from the latency table.
 
         Raises:
+            ConfigurationError: a rank of `slow_ranks` is none of the world's, or `load` or `trace_s` is out of reason.
             LatencyTableError: the table lacks a resolution of the grid.
         """
         self.grid.check_table(table)
@@ -200,11 +204,21 @@ class BenchSpec(BaseModel):
             fastest_s = {shape: fastest_latency_s(table, *shape, steps) for shape in self.grid.shapes}
             changes["slo_s"] = {f"{h}x{w}": round(seconds, 6) for (h, w), seconds in fastest_s.items()}
         if self.load is not None:
-            rates = (round(60 * self.load * self._ranks(table) / self._mean_gpu_seconds(table), 2),)
-        if self.trace_s is not None:
-            changes["requests"] = max(1, round(rates[0] * self.trace_s / 60))
-        workload = self.grid.workload.model_copy(update=changes)
-        return self.grid.model_copy(update={"workload": workload, "rates_per_minute": rates})
+            rate = 60 * self.load * self._ranks(table) / self._mean_gpu_seconds(table)
+            rates = (float(f"{rate:.{_RATE_DIGITS}g}"),)
+        try:
+            if self.trace_s is not None:
+                changes["requests"] = max(1, round(rates[0] * self.trace_s / 60))
+            workload = self.grid.workload.model_copy(update=changes)
+            grid = self.grid.model_copy(update={"workload": workload, "rates_per_minute": rates})
+            grid.cells()
+        except (OverflowError, ValidationError) as error:
+            told = explained(error.errors()[0]) if isinstance(error, ValidationError) else f"{error}"
+            raise ConfigurationError(
+                f"load, trace_s: expected values that make a rate and a number of requests, got {self.load} and"
+                f" {self.trace_s}: {told}"
+            ) from error
+        return grid
 
     def _ranks(self, table: LatencyTable) -> int:
         """Those that serve."""

@@ -46,7 +46,8 @@ def _known_mix(mix: str | dict[str, float]) -> str | dict[str, float]:
 
 
 Mix: TypeAlias = Annotated[str | dict[str, float], AfterValidator(_known_mix)]
-RatePerMinute: TypeAlias = Annotated[float, Field(gt=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+RatePerMinute: TypeAlias = Positive
 Seed: TypeAlias = Annotated[int, Field(ge=0)]
 
 
@@ -83,17 +84,17 @@ class WorkloadSpec(BaseModel):
     requests: int = Field(default=300, ge=0)
     mix: Mix = "uniform"
     alpha: float = Field(default=1.0, allow_inf_nan=False)
-    slo_s: dict[str, Annotated[float, Field(gt=0)]] = PAPER_SLO_S
-    slo_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
+    slo_s: dict[str, Positive] = PAPER_SLO_S
+    slo_scales: tuple[Positive, ...] = Field(default=(1.0,), min_length=1)
     min_steps: int = Field(default=20, ge=1)
     max_steps: int = Field(default=20, ge=1)
     arrivals: Arrivals = Arrivals.POISSON
     rate_per_minute: RatePerMinute = 12.0
-    cv: float = Field(default=2.0, gt=0)
-    burst_on_s: float = Field(default=15.0, gt=0)
-    burst_off_s: float = Field(default=45.0, gt=0)
-    burst_factor: float = Field(default=3.0, ge=1)
-    period_s: float = Field(default=1800.0, gt=0)
+    cv: Positive = 2.0
+    burst_on_s: Positive = 15.0
+    burst_off_s: Positive = 45.0
+    burst_factor: float = Field(default=3.0, ge=1, allow_inf_nan=False)
+    period_s: Positive = 1800.0
     amplitude: float = Field(default=0.8, ge=0, le=1)
     prompts: tuple[str, ...] = ()
     seed: Seed = 0

@@ -19,6 +19,9 @@ GRID = {
 }
 
 
+FINITE = ("load", "trace_s", "hold_pace", "expect_speed_up", "pause_s", "give_up_s")
+
+
 def write(folder, **values):
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump({"grid": GRID, **values}), encoding="utf-8")
@@ -83,6 +86,7 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
             {"grid": {**GRID, "gpus": 4}, "server": {"executor": {"world_size": 2}}},
             r"grid\.gpus: expected server\.executor\.world_size, which is 2, got 4",
         ),
+        *(({name: float("inf")}, f"^[^:]*: {name}: .*finite") for name in FINITE),
         ({"server": {"models": [{"name": "a", "model": {"path": "demo-flux"}}]}}, "models: a benchmark serves one"),
         ({"server": {"model": {"pace_table": "a.json"}}}, "pace_table: not a setting of a benchmark's server"),
     ],
@@ -102,8 +106,22 @@ def test_deadlines_rate_and_length_follow_from_the_table(tmp_path, table):
     gpu_s = sum(
         table.encode_s() + 20 * table.step_s(side, side, 1) + table.decode_s(side, side) for side in (256, 1024)
     )
-    assert cell.rate_per_minute == pytest.approx(60 * 0.5 * 8 / (gpu_s / 2), abs=0.01)
+    assert cell.rate_per_minute == pytest.approx(60 * 0.5 * 8 / (gpu_s / 2), rel=1e-3)
     assert cell.requests == round(cell.rate_per_minute)
+
+
+def test_a_rate_that_follows_from_the_load_is_never_rounded_to_nothing(tmp_path, table):
+    rates = [
+        read_spec(write(tmp_path, load=load), []).concrete(table).rates_per_minute[0] for load in (0.5, 5e-6, 5e-9)
+    ]
+    assert rates[1:] == pytest.approx([1e-5 * rates[0], 1e-8 * rates[0]], rel=1e-3) and min(rates) > 0
+
+
+@pytest.mark.parametrize("values", [{"load": 1e308}, {"load": 1e300, "trace_s": 1e300}])
+def test_a_load_out_of_all_reason_is_an_error(tmp_path, table, values):
+    spec = read_spec(write(tmp_path, **values), [])
+    with pytest.raises(ConfigurationError, match="load, trace_s: expected values that make a rate"):
+        spec.concrete(table)
 
 
 def test_without_any_of_that_the_grid_stays_as_it_is(tmp_path, table):
