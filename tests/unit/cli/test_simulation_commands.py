@@ -179,6 +179,18 @@ def test_what_ends_a_sweep_early_is_told_and_what_is_done_is_shown(monkeypatch, 
     assert "means over the grid" in result.output
 
 
+@pytest.mark.parametrize("where", ["sweep", "bench"])
+def test_mixes_of_other_weights_have_rows_of_their_own(where):
+    mixes = "mixes: [{256x256: 1, 2048x2048: 9}, {256x256: 9, 2048x2048: 1}]"
+    grid = SMALL_GRID.replace("mixes: [uniform]", mixes)
+    bench = f"where: simulator\nlatency_table: {TABLE}\ngrid: {grid}"
+    Path("grid.yaml").write_text(grid if where == "sweep" else bench)
+    options = ("--config", "grid.yaml", "--latency-table", TABLE) if where == "sweep" else ("grid.yaml",)
+    printed = tetriserve(where, *options, "--processes", 1, "-o", "out").stdout
+    for weights in ((1, 9), (9, 1)):
+        assert len(re.findall(rf"256x256:{weights[0]} +2048x2048:{weights[1]}\b", printed)) == 1, printed
+
+
 def test_a_bound_that_fails_ends_a_benchmark_with_one_line_and_what_is_done_is_compared(monkeypatch):
     grid = SMALL_GRID.replace("seeds: [1]", "seeds: [1, 2]").replace("limit_s: 0", "limit_s: 1")
     Path("grid.yaml").write_text(f"where: simulator\nlatency_table: {TABLE}\ngrid: {grid}")

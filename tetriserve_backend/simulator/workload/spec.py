@@ -134,11 +134,22 @@ class WorkloadSpec(BaseModel):
         total = sum(raw.values())
         return {shape: raw[shape] / total for shape in sorted(raw, key=lambda shape: (image_tokens(*shape), shape))}
 
+    @property
+    def mix_name(self) -> str:
+        """The mix by its name, or resolution by resolution with its weight, such as `256x256:3 512x512:1`.
+
+        Two mixes that differ have different names.
+        """
+        if isinstance(self.mix, str):
+            return self.mix
+        shapes = sorted(self.mix, key=lambda name: (image_tokens(*parse_shape(name)), name))
+        return " ".join(f"{name}:{self.mix[name]:.12g}" for name in shapes)
+
     def labels(self) -> dict[str, Any]:
         """What a summary says about its trace, in the terms of the paper's figures."""
         scales, steps = self.slo_scales, (self.min_steps, self.max_steps)
         return {
-            "mix": self.mix if isinstance(self.mix, str) else "custom",
+            "mix": self.mix_name,
             "arrivals": self.arrivals.value,
             "rate_per_minute": self.rate_per_minute,
             "slo_scale": scales[0] if len(scales) == 1 else None,

@@ -1,5 +1,6 @@
 """The tables of a live benchmark count over all requests and compare policies trace by trace."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,15 @@ def test_one_workload_has_a_table_of_what_happened_two_of_what_was_predicted_and
     titles = ["live", "live and simulated, SLO met", "live and simulated, mean latency", "in short"]
     assert [sheet.title.partition(":")[0] for sheet in sheets] == titles
     assert column(sheets[0], "policy") == ["tetris", "rssp"]
+
+
+def test_traces_of_other_mixes_are_other_workloads():
+    results = [
+        replace(one, run=replace(one.run, workload=WorkloadSpec(mix={"256x256": weight, "512x512": 1})))
+        for weight, one in ((1, result("tetris", 0, live=9, at_pace=9)), (2, result("tetris", 1, live=1, at_pace=1)))
+    ]
+    titles = [sheet.title for sheet in live_sheets(results, TABLE) if sheet.title.startswith("live: ")]
+    assert [re.search("mix (.*), SLO", title)[1] for title in titles] == ["256x256:1 512x512:1", "256x256:2 512x512:1"]
 
 
 def test_attainment_is_over_all_requests_and_the_lead_over_pairs_of_traces(sheets):
