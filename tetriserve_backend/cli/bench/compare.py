@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
+from tetriserve_backend.cli.bench.ranks import on_ranks
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.bench.short_account import short_account
 from tetriserve_backend.cli.bench.totals import Expected, ForetoldResults, LiveResult, PolicyResults, Total
@@ -35,7 +36,7 @@ def live_sheets(
             _served_sheet(workload, groups),
             _attainment_sheet(workload, groups),
             _latency_sheet(workload, groups),
-            short_account(workload, groups, table, expect_speed_up),
+            short_account(workload, groups, on_ranks(table, results[0].live.gpus), expect_speed_up),
         ]
     return sheets
 

@@ -18,7 +18,7 @@ def short_account(
     Args:
         workload: in words.
         groups: the policies; the first one is compared with the others.
-        table: what their servers planned with.
+        table: what their servers planned with, as far as their ranks could run it.
         expect_speed_up: of the largest resolution, from one rank to the fastest degree; None expects nothing.
     """
     static = [group for group in groups if group.scheduling not in _NOT_STATIC]

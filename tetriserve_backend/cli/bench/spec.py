@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tetriserve_backend.cli.bench.ranks import on_ranks
 from tetriserve_backend.cli.workload import cheapest_gpu_seconds
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.domain.validation import explained
@@ -39,7 +40,8 @@ class Where(str, Enum):
 class SloBasis(str, Enum):
     """What an SLO scale multiplies.
 
-    GIVEN: the `slo_s` of the workload. FASTEST: the shortest latency that the latency table allows the resolution.
+    GIVEN: the `slo_s` of the workload. FASTEST: the shortest latency that the latency table allows the resolution on
+    the ranks that serve.
     """
 
     GIVEN = "given"
@@ -194,14 +196,14 @@ class BenchSpec(BaseModel):
 
         Raises:
             ConfigurationError: a rank of `slow_ranks` is none of the world's, or `load` or `trace_s` is out of reason.
-            LatencyTableError: the table lacks a resolution of the grid.
+            LatencyTableError: the table lacks a resolution of the grid, or whatever the ranks could run.
         """
         self.grid.check_table(table)
         changes: dict[str, Any] = {}
         rates = self.grid.rates_per_minute
         if self.slo is SloBasis.FASTEST:
-            steps = self.grid.workload.max_steps
-            fastest_s = {shape: fastest_latency_s(table, *shape, steps) for shape in self.grid.shapes}
+            steps, usable = self.grid.workload.max_steps, on_ranks(table, self._ranks(table))
+            fastest_s = {shape: fastest_latency_s(usable, *shape, steps) for shape in self.grid.shapes}
             changes["slo_s"] = {f"{h}x{w}": round(seconds, 6) for (h, w), seconds in fastest_s.items()}
         if self.load is not None:
             rate = 60 * self.load * self._ranks(table) / self._mean_gpu_seconds(table)

@@ -21,7 +21,7 @@ TABLE = small_table()
 
 def summary(policy, requests, on_time, mean_s):
     return replace(
-        some_summary(policy), requests=requests, on_time=on_time, latency_s={"mean": mean_s, "count": requests}
+        some_summary(policy), gpus=4, requests=requests, on_time=on_time, latency_s={"mean": mean_s, "count": requests}
     )
 
 
@@ -151,6 +151,14 @@ def test_the_gist_tells_where_ranks_gained_less_together_than_was_expected(expec
     (*_, gist) = live_sheets([result("tetris", 0, live=9, at_pace=9)], small_table(), expected)
     assert any("3.08 times as fast at 512x512, expected 3.5" in note for note in gist.notes) is told
     assert (gist.notes != ()) is told
+
+
+def test_the_gist_knows_no_more_ranks_than_served():
+    alone = result("tetris", 0, live=9, at_pace=9)
+    pair = replace(alone, live=replace(alone.live, gpus=2))
+    (*_, gist) = live_sheets([pair], TABLE, 1.9)
+    assert gist.rows[-1][0].endswith("of 2 ranks") and gist.rows[-1][1] == "256x256 1.25, 512x512 1.82"
+    assert "1.82 times as fast at 512x512, expected 1.9" in gist.notes[0]
 
 
 def test_the_gist_has_the_leads_the_worst_predictions_the_most_idle_time_and_what_ranks_gain_together():

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.unit.simulator.conftest import small_table
+from tetriserve_backend.cli.bench.ranks import on_ranks
 from tetriserve_backend.cli.bench.spec import SloBasis, Where, read_spec
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.latency_table import LatencyTable
@@ -108,6 +110,25 @@ def test_deadlines_rate_and_length_follow_from_the_table(tmp_path, table):
     )
     assert cell.rate_per_minute == pytest.approx(60 * 0.5 * 8 / (gpu_s / 2), rel=1e-3)
     assert cell.requests == round(cell.rate_per_minute)
+
+
+def test_deadlines_follow_from_what_the_ranks_that_serve_can_run(tmp_path, table):
+    for ranks, degrees in ((1, (1,)), (3, (1, 2)), (4, (1, 2, 4)), (16, (1, 2, 4, 8))):
+        settings = [f"grid.gpus={ranks}"]
+        (cell,) = read_spec(write(tmp_path, slo="fastest"), settings).concrete(table).cells()[:1]
+        for side in (256, 1024):
+            step_s = min(table.step_s(side, side, degree) for degree in degrees)
+            expected_s = table.encode_s() + 20 * step_s + table.decode_s(side, side)
+            assert cell.slo_s[f"{side}x{side}"] == pytest.approx(expected_s, abs=1e-6)
+
+
+def test_a_split_of_the_guidance_takes_two_ranks():
+    document = small_table(moves={((0,), (2, 3)): 0.1}).to_dict()
+    split = {"height": 512, "width": 512, "sp": 1, "batch": 1, "cfg": 2, "seconds": 0.001}
+    table = LatencyTable.from_dict({**document, "step": [*document["step"], split]}, origin="t")
+    assert on_ranks(table, 2).fastest_step_s(512, 512) == 0.001
+    assert on_ranks(table, 1).fastest_step_s(512, 512) == table.step_s(512, 512, 1)
+    assert on_ranks(table, 1).world_size == 1
 
 
 def test_a_rate_that_follows_from_the_load_is_never_rounded_to_nothing(tmp_path, table):
