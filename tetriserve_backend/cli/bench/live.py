@@ -135,15 +135,18 @@ class LiveBench:
             *("--give-up-s", str(self._spec.give_up_s)),
         ]
         # In a session of its own: Ctrl-C is for us, and we end it in our time.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
-            status = process.wait()
+            _, told = process.communicate()
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-        if status != 0:
-            raise ServerError(f"the load of {run.name} ended with status {status}")
+        if process.returncode != 0:
+            last = (told.strip().splitlines() or ["it does not say why"])[-1]
+            raise ServerError(f"the load of {run.name} ended with status {process.returncode}: {last}")
 
 
 def _stop(server: LocalServer, name: str) -> None:

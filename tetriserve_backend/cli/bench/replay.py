@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -92,6 +93,9 @@ async def replay(
         id_prefix: in front of each id on the server, which must not know two requests of one id.
         output_format: of the images, which are dropped.
         give_up_s: how long to wait for each.
+
+    Raises:
+        TetriserveClientError: the server is not there before the first request.
     """
     async with AsyncTetriserveClient(url) as client:
         await client.status()
@@ -122,7 +126,10 @@ async def replay(
 
 
 def main() -> None:
-    """Replay the trace of the command line, and write the answers."""
+    """Replay the trace of the command line, and write the answers.
+
+    Exit status: 0 done; 1 there is no such server or trace, or the answers could not be written, which stderr tells.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("trace", type=Path)
     parser.add_argument("answers", type=Path)
@@ -132,6 +139,14 @@ def main() -> None:
     parser.add_argument("--give-up-s", type=float, default=300.0)
     options = parser.parse_args()
     start_death_watch()
+    try:
+        _replay_file(options)
+    except (TetriserveClientError, ConfigurationError, OSError) as error:
+        # One line, the last of stderr.
+        sys.exit(" ".join(str(error).split()))
+
+
+def _replay_file(options: argparse.Namespace) -> None:
     answers = asyncio.run(
         replay(
             list(read_trace(options.trace)),

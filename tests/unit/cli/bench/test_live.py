@@ -161,6 +161,17 @@ def test_a_table_is_measured_after_each_trace_where_that_is_asked_for(bench, mon
     assert len(measured) == 2 and folder.table_after(0).exists() and folder.table_after(1).exists()
 
 
+def test_a_load_that_finds_no_server_is_one_line_with_the_cause(bench, monkeypatch, capfd):
+    send = LiveBench._replay
+    benchmark, runs, machine, _ = bench()
+    monkeypatch.setattr(LiveBench, "_replay", lambda self, run, url, prefix: send(self, run, "127.0.0.1:9", prefix))
+    told = r"^the load of c000\.tetris ended with status 1: .*127\.0\.0\.1:9.*$"
+    with pytest.raises(ServerError, match=told) as failed:
+        list(benchmark.serve(runs))
+    assert "\n" not in str(failed.value) and "Traceback" not in "".join(capfd.readouterr())
+    assert machine.running == {}
+
+
 def test_whoever_stops_listening_leaves_no_server_behind(bench):
     benchmark, runs, machine, folder = bench()
     serving = benchmark.serve(runs)
