@@ -146,15 +146,15 @@ class _Benchmark:
 
     def run(self, processes: int) -> int:
         """Do what is missing; the exit status."""
-        missing = [run for run in runs_of(self.grid) if not self.folder.is_done(run)]
-        total = len(list(runs_of(self.grid)))
+        runs = list(runs_of(self.grid))
+        missing = [run for run in runs if not self.folder.is_done(run)]
         with _progress(self.console) as bar:
-            task = bar.add_task("", total=total, completed=total - len(missing))
+            task = bar.add_task("", total=len(runs), completed=len(runs) - len(missing))
             done: Generator[BenchRun, None, None]
             if self.spec.where is Where.LIVE:
                 for run in missing:
                     write_trace(self.folder.trace(run), generate(run.workload))
-                done = LiveBench(self.spec, self.folder, lambda text: bar.update(task, description=text)).serve(missing)
+                done = LiveBench(self.spec, self.folder, lambda text: bar.update(task, description=text)).serve(runs)
             else:
                 bounds = tetriserve_home() / "bounds"
                 done = simulate_grid(

@@ -62,18 +62,18 @@ class BenchSpec(BaseModel):
         latency_table: a `*.latency.json`, seen from the configuration's folder; None measures one before the first
             run, on the ranks that will serve (LIVE only).
         measure_again: measure a table after each trace too, while no policy serves; predictions use the mean of all.
-            Needs `take_turns`.
+            Needs `take_turns`, and no `hold_pace`.
         measure_batches: batch sizes of a measured table; servers form no others, so 1 alone serves every image alone.
         measure_repeats: samples of each entry of a table.
         measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
         hold_pace: the ranks take so many times as long for everything as in their fastest moment, which is measured
             first, and keep to that (`model.pace_table`): on a machine whose speed wanders, a run is then one that can
             be repeated, and foretold. The latency table is measured at that pace, and a run in which they could not
-            keep to it is done again (two at most). None lets them go as fast as they can (LIVE only).
+            keep to it is done again (two at most in all). None lets them go as fast as they can (LIVE only).
         expect_speed_up: how many times as fast as one rank the fastest degree should be at the largest resolution.
             Where ranks together were never so quick while their fastest moment was measured, or without `hold_pace` the
-            first table, that is measured again (three times at most). The comparison tells what it was, and notes it
-            where that is less.
+            first table, that is measured again (twice at most). The comparison tells what it was, and notes it where
+            that is less.
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
@@ -144,6 +144,8 @@ class BenchSpec(BaseModel):
             raise ValueError("measure_again: needs take_turns, or there is no time between traces")
         if self.measure_again and self.latency_table is not None:
             raise ValueError("measure_again: goes without latency_table, which is another machine's or another day's")
+        if self.measure_again and self.hold_pace is not None:
+            raise ValueError("measure_again: goes without hold_pace, at which work costs the same all along")
         if self.hold_pace is not None and (self.where is not Where.LIVE or self.latency_table is not None):
             raise ValueError("hold_pace: only for live runs whose latency table is measured")
         if self.hold_pace is not None and self.server.model.device == "cuda":

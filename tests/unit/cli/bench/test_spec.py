@@ -56,6 +56,7 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ({"load": 0.5, "grid": {**GRID, "mixes": ["uniform", "skewed"]}}, "one mix only"),
         ({"measure_again": True}, "measure_again: needs take_turns"),
         ({"measure_again": True, "take_turns": True, "latency_table": "a.json"}, "goes without latency_table"),
+        ({"measure_again": True, "take_turns": True, "hold_pace": 1.5}, "measure_again: goes without hold_pace"),
         ({"trace_s": 10, "grid": {**GRID, "rates_per_minute": [6, 12]}}, "one rate only"),
         (
             {"hold_pace": 1.5, "latency_table": "a.json"},
