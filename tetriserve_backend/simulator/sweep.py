@@ -4,7 +4,7 @@ import itertools
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -23,6 +23,8 @@ from tetriserve_backend.simulator.run import SimulationSettings, simulate
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.workload import Mix, Positive, RatePerMinute, Seed, WorkloadSpec, generate
 
+_LOOK_AGAIN_S = 0.5
+"""A Ctrl-C that the system gives to another thread, as while a process is started, does not wake a wait without end."""
 _NAME = re.compile(r"\w[\w .+=-]{0,79}")
 
 
@@ -217,6 +219,8 @@ def run_sweep(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_parent) as pool:
         try:
             for job in [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]:
+                while not wait([job], timeout=_LOOK_AGAIN_S).done:
+                    pass
                 yield job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

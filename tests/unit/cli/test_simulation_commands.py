@@ -259,7 +259,11 @@ def test_a_sweep_does_not_wait_for_long_cells_when_it_is_interrupted_nor_leave_t
         while len(workers.read_text().split()) < 3 and time.monotonic() < deadline_s:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60.0)
+        try:
+            _, stderr = process.communicate(timeout=60.0)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130 and b"0 of 2 cells are done" in stderr, stderr
     left_s = time.monotonic() + 10.0
     while _is_there(process.pid) and time.monotonic() < left_s:

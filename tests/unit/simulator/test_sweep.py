@@ -1,10 +1,15 @@
 """A sweep runs every cell of its grid with every variant."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
 
+from tests.unit.simulator.conftest import PUBLISHED_TABLE
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.simulator.sweep import SweepSpec, run_sweep
 
@@ -49,6 +54,39 @@ def test_processes_change_nothing_but_the_time(published_table):
     alone, together = (list(run_sweep(spec, published_table, processes=count)) for count in (1, 2))
     assert [[s.on_time for s in r.summaries] for r in alone] == [[s.on_time for s in r.summaries] for r in together]
     assert alone[0].summaries[0].bound is None
+
+
+CTRL_C_ELSEWHERE = """
+import signal, sys, threading, time
+from multiprocessing import active_children
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.simulator.sweep import SweepSpec, run_sweep
+
+def interrupt():
+    while len(active_children()) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+if __name__ == "__main__":
+    threading.Thread(target=interrupt, daemon=True).start()
+    spec = SweepSpec(policies=["fixed-sp8"], workload={"requests": 10**8}, bound_time_limit_s=0)
+    try:
+        list(run_sweep(spec, LatencyTable.load(sys.argv[1]), processes=2))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_a_ctrl_c_that_another_thread_gets_ends_it_too(tmp_path):
+    (tmp_path / "script.py").write_text(CTRL_C_ELSEWHERE)
+    command = [sys.executable, str(tmp_path / "script.py"), str(PUBLISHED_TABLE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.communicate(timeout=60.0)[0] == "interrupted\n"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
