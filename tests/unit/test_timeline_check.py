@@ -44,6 +44,7 @@ def test_an_id_may_be_used_again_after_its_request_ended():
     [
         (lambda e: e.pop(), "ended 0 times"),
         (lambda e: e.append(instant("cancel", 120)), "ended 2 times"),
+        (lambda e: e.append(instant("finish", 120) | {"args": {"id": "ghost"}}), "ghost: ended but never arrived"),
         (lambda e: e[2].update(ts=15), "disagree"),
         (lambda e: e[1].update(ts=-10), "starts before it arrives"),
         (lambda e: e.pop(5), "finished without a decode"),

@@ -1,6 +1,5 @@
 """`tetriserve report`: summaries and timelines as figures and one page."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ import typer
 
 from tetriserve_backend.cli.reporting.page import write_page
 from tetriserve_backend.cli.reporting.pictures import best_first, summary_pictures, timeline_pictures
+from tetriserve_backend.cli.summary_files import read_summary
 from tetriserve_backend.cli.timeline_view import TimelineView
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.simulator.summary import Summary
 
 _EXIT_WRONG_INPUT = 2
 
@@ -43,18 +42,6 @@ def report(
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
     print(f"{out / 'report.html'}: {len(read)} runs, {len(pictures)} figures")
-
-
-def read_summary(path: Path) -> Summary:
-    """A `*.summary.json` as `simulate` writes it.
-
-    Raises:
-        ConfigurationError: the file is no such summary; names it.
-    """
-    try:
-        return Summary.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{path}: no summary as tetriserve simulate writes it ({error!r})") from error
 
 
 def _summary_files(given: Sequence[Path]) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Whether a file can be written, known before the work that it is for."""
+"""Whether a file or a folder can be written, known before the work that it is for."""
 
 import tempfile
 from pathlib import Path
@@ -25,4 +25,26 @@ def refuse_unwritable(target: Path, called: str) -> None:
     except OSError as error:
         raise ConfigurationError(
             f"{called}: cannot be written: {error.strerror}; fix: name a file in a writable folder with --out"
+        ) from error
+
+
+def refuse_unwritable_folder(target: Path, called: str) -> None:
+    """Refuse a folder that cannot be made, or no file in it. Tries it and leaves nothing behind.
+
+    Args:
+        target: the folder, which need not be there yet.
+        called: what the error calls it.
+
+    Raises:
+        ConfigurationError: there is a file in its place or above it, or nothing can be written there.
+    """
+    there = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigurationError(f"{called}: {there} is a file; allowed: a folder, or the name of a new one")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{called}: cannot be written: {error.strerror}; fix: name a folder in a writable one with --out"
         ) from error

@@ -13,15 +13,18 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from tetriserve_backend.cli.output_file import refuse_unwritable_folder
 from tetriserve_backend.cli.reporting.sheet import Sheet
+from tetriserve_backend.cli.summary_files import BENCHMARK_NOTE
 from tetriserve_backend.domain import ConfigurationError, TetriserveError
 from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.executor.home import tetriserve_home
 from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.simulator.bound import BoundError
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.sweep import CellResult, SweepSpec, run_sweep
 
-_EXIT_WRONG_INPUT, _EXIT_PROCESS_DIED, _EXIT_INTERRUPTED = 2, 3, 130
+_EXIT_WRONG_INPUT, _EXIT_FAILED, _EXIT_INTERRUPTED = 2, 3, 130
 
 
 def sweep(
@@ -35,12 +38,16 @@ def sweep(
 ) -> None:
     """Run a grid and print the SLO attainment of every cell beside the bound.
 
-    Ctrl-C shows the cells that are done; their summaries have been written.
+    Whatever ends it early, the cells that are done are shown; their summaries have been written.
 
-    Exit status: 0 done; 2 wrong options or files; 3 a process that ran cells died; 130 interrupted.
+    Exit status: 0 done; 2 wrong options or files; 3 a process that ran cells died, or the bound's solver failed;
+    130 interrupted.
     """
     try:
         spec, table = _read(config, policy, seeds), LatencyTable.load(latency_table)
+        if out is not None:
+            refuse_unwritable_folder(out, f"--out {out}")
+            _refuse_benchmark(out)
         results, status = _run(spec, table, processes, out)
     except TetriserveError as error:
         print(f"tetriserve: {error}", file=sys.stderr)
@@ -50,6 +57,15 @@ def sweep(
     if status:
         print(f"tetriserve: {len(results)} of {len(spec.cells())} cells are done", file=sys.stderr)
         raise typer.Exit(status)
+
+
+def _refuse_benchmark(folder: Path) -> None:
+    """The summaries of a sweep are named as those of a benchmark, which would take them for its own."""
+    if (folder / BENCHMARK_NOTE).exists():
+        raise ConfigurationError(
+            f"--out {folder}: holds the results of a benchmark ({BENCHMARK_NOTE}), which those of a sweep would mix"
+            " with; use another folder"
+        )
 
 
 def _run(spec: SweepSpec, table: LatencyTable, processes: int, out: Path | None) -> tuple[list[CellResult], int]:
@@ -65,9 +81,12 @@ def _run(spec: SweepSpec, table: LatencyTable, processes: int, out: Path | None)
     except KeyboardInterrupt:
         print("tetriserve: interrupted", file=sys.stderr)
         return results, _EXIT_INTERRUPTED
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, BoundError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
-        return results, _EXIT_PROCESS_DIED
+        return results, _EXIT_FAILED
+    except OSError as error:
+        print(f"tetriserve: {error}", file=sys.stderr)
+        return results, _EXIT_WRONG_INPUT
     return results, 0
 
 

@@ -82,6 +82,7 @@ def _request_problems(events: list[dict[str, Any]], work: list[dict[str, Any]]) 
     for event in instants:
         if event["name"] in ENDS:
             ends[event["args"]["id"], _life(arrivals[event["args"]["id"]], event["ts"])].append(event)
+    yield from (f"{request_id}: ended but never arrived" for request_id, _ in ends if not arrivals[request_id])
     for request_id, lives in arrivals.items():
         for life, arrive in enumerate(lives):
             own = sorted(spans.pop((request_id, life), {}).values(), key=lambda event: event["ts"])

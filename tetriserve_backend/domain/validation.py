@@ -20,5 +20,10 @@ def what_is_wrong(item: Mapping[str, Any]) -> str:
 
 
 def explained(item: Mapping[str, Any], whole: str = "") -> str:
-    """Where it is (`whole` where that is everything), what is wrong and what was given."""
-    return f"{where_it_is(item) or whole}: {what_is_wrong(item)}, got {item['input']!r:.80}"
+    """Where it is (`whole` where that is everything), what is wrong and what was given.
+
+    A mapping is not repeated: it is all that was given, and what is wrong is one of its keys, or none of them.
+    """
+    field = where_it_is(item) or whole
+    got = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.80}"
+    return f"{field}: {what_is_wrong(item)}{got}" if field else f"{what_is_wrong(item)}{got}"

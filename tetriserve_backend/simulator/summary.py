@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tetriserve_backend.domain import Segment, SegmentKind
 from tetriserve_backend.simulator.quantiles import QuantileSketch
 from tetriserve_backend.simulator.virtual_world import Outcome
@@ -97,16 +99,16 @@ class Summary:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Summary":
-        """A summary read back.
+    def from_dict(cls, values: object) -> "Summary":
+        """A summary read back; what follows from its fields is made anew.
 
         Raises:
-            KeyError: a field is missing.
-            TypeError: a part has fields that are unknown or missing.
+            ValidationError: a field is missing or of the wrong kind.
         """
-        known = {name: values[name] for name in cls.__slots__ if name not in ("by_resolution", "prediction")}
-        shapes = {name: ResolutionSummary(**part) for name, part in values["by_resolution"].items()}
-        return cls(by_resolution=shapes, prediction=PredictionQuality(**values["prediction"]), **known)
+        return _SUMMARY.validate_python(values)
+
+
+_SUMMARY = TypeAdapter(Summary)
 
 
 @dataclass(slots=True)

@@ -3,12 +3,12 @@
 import itertools
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -21,8 +21,10 @@ from tetriserve_backend.scheduler.registry import check_policy_name
 from tetriserve_backend.simulator.bound import BoundCache, BoundSettings
 from tetriserve_backend.simulator.run import SimulationSettings, simulate
 from tetriserve_backend.simulator.summary import Summary
-from tetriserve_backend.simulator.workload import Mix, RatePerMinute, Seed, WorkloadSpec, generate
+from tetriserve_backend.simulator.workload import Mix, Positive, RatePerMinute, Seed, WorkloadSpec, generate
 
+_LOOK_AGAIN_S = 0.5
+"""A Ctrl-C that the system gives to another thread, as while a process is started, does not wake a wait without end."""
 _NAME = re.compile(r"\w[\w .+=-]{0,79}")
 
 
@@ -65,7 +67,7 @@ class SweepSpec(BaseModel):
         engine: settings of the engine.
         noise_cv: of step times.
         slowdown: how much longer work takes on every rank than the latency table says; the bound knows nothing of it.
-        slow_ranks: by rank, how much longer still.
+        slow_ranks: by rank, below `gpus`, how much longer still.
         dispatch_seconds: None takes the latency table's.
         batching_bound: whether the bound allows for batches.
         bound_time_limit_s: per trace; 0 computes no bound.
@@ -81,12 +83,12 @@ class SweepSpec(BaseModel):
     seeds: tuple[Seed, ...] = (1, 2)
     workload: WorkloadSpec = WorkloadSpec()
     engine: EngineSettings = EngineSettings()
-    noise_cv: float = Field(default=0.0, ge=0)
-    slowdown: float = Field(default=1.0, gt=0)
-    slow_ranks: dict[int, float] = {}
-    dispatch_seconds: float | None = Field(default=None, ge=0)
+    noise_cv: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    slowdown: Positive = 1.0
+    slow_ranks: dict[Annotated[int, Field(ge=0)], Positive] = {}
+    dispatch_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     batching_bound: bool = True
-    bound_time_limit_s: float = Field(default=60.0, ge=0)
+    bound_time_limit_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 
     @field_validator("variants", mode="before")
     @classmethod
@@ -113,6 +115,8 @@ class SweepSpec(BaseModel):
                 check_policy_name(variant.scheduler.policy)
             except ConfigurationError as error:
                 raise ValueError(f"policies: {variant.name}: {error}") from error
+        if self.gpus is not None:
+            _check_ranks(self.slow_ranks, self.gpus)
         try:
             self.cells()
         except ValidationError as error:
@@ -142,11 +146,16 @@ class SweepSpec(BaseModel):
         return tuple(sorted(found, key=lambda shape: (image_tokens(*shape), shape)))
 
     def check_table(self, table: LatencyTable) -> None:
-        """Refuse a table that cannot tell the time of everything that may be asked for.
+        """Refuse a table that cannot tell the time of everything that may be asked for, or has too few ranks.
 
         Raises:
+            ConfigurationError: a rank of `slow_ranks` is none of the world's.
             LatencyTableError: it lacks a shape; names its file and the shape, and says what to do.
         """
+        try:
+            _check_ranks(self.slow_ranks, self.gpus or table.world_size)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
         for shape in self.shapes:
             table.check_resolution(*shape)
 
@@ -161,6 +170,12 @@ class SweepSpec(BaseModel):
             slowdown=self.slowdown,
             slow_ranks=self.slow_ranks,
         )
+
+
+def _check_ranks(slow_ranks: Mapping[int, float], gpus: int) -> None:
+    missing = ", ".join(str(rank) for rank in sorted(slow_ranks) if rank >= gpus)
+    if missing:
+        raise ValueError(f"slow_ranks: expected ranks 0 to {gpus - 1} of {gpus} GPUs, got {missing}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +204,9 @@ def run_sweep(
         cells: the workloads; None takes all of the grid.
 
     Raises:
-        ConfigurationError: a policy is unknown or does not go with the table.
+        ConfigurationError: a policy is unknown or does not go with the table, or a slow rank is not there.
         LatencyTableError: the table lacks a shape of the grid; nothing is run.
-        RuntimeError: the bound's solver failed.
+        BoundError: the bound's solver failed.
     """
     spec.check_table(table)
     if spec.dispatch_seconds is not None:
@@ -204,6 +219,8 @@ def run_sweep(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_parent) as pool:
         try:
             for job in [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]:
+                while not wait([job], timeout=_LOOK_AGAIN_S).done:
+                    pass
                 yield job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -82,7 +82,7 @@ def test_the_excerpt_shows_the_densest_arrivals_and_all_that_runs_meanwhile():
     assert all(span.start_s < end_s and span.start_s + span.duration_s > begin_s for span in part.work)
 
 
-@pytest.mark.parametrize("content", ["{}", "nonsense", '{"policy": "x"}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", "nonsense", '{"policy": "x"}'])
 def test_a_file_that_is_no_summary_is_named(tmp_path, content):
     (tmp_path / "x.summary.json").write_text(content)
     assert "x.summary.json" in report(tmp_path / "x.summary.json", "-o", tmp_path / "out", status=2)

@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tetriserve_backend.cli import sweep
 from tetriserve_backend.cli.app import app
+from tetriserve_backend.simulator.bound import BoundError, clairvoyant
+from tetriserve_backend.simulator.bound.milp import maximise
 
 TABLE = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
+
+SMALL_GRID = (
+    "{policies: [fixed-sp8], mixes: [uniform], slo_scales: [1.5], rates_per_minute: [24], seeds: [1],"
+    " workload: {requests: 6}, bound_time_limit_s: 0}\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +137,87 @@ def test_a_sweep_prints_every_cell_beside_the_bound_and_keeps_the_summaries():
     assert "none.yaml" in tetriserve("sweep", "--config", "none.yaml", "--latency-table", TABLE, status=2).output
 
 
+def test_a_sweep_and_a_benchmark_refuse_the_folder_of_each_other():
+    Path("grid.yaml").write_text(SMALL_GRID)
+    Path("bench.yaml").write_text(f"where: simulator\nlatency_table: {TABLE}\ngrid: {SMALL_GRID}")
+    sweep = ("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "--processes", 1)
+    tetriserve(*sweep, "-o", "swept")
+    for options in ((), ("--fresh",)):
+        assert "another --out" in tetriserve("bench", "bench.yaml", "-o", "swept", *options, status=2).output
+    tetriserve("bench", "bench.yaml", "-o", "benched", "--processes", 1)
+    summary = Path("benched/c000.fixed-sp8.summary.json")
+    before = summary.stat().st_mtime_ns
+    assert "use another folder" in tetriserve(*sweep, "-o", "benched", status=2).output
+    assert summary.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("out", "named"), [("taken", "taken"), ("taken/below/it", "taken"), ("/proc/out", "/proc")])
+def test_a_sweep_that_cannot_write_its_summaries_is_refused_before_it_is_run(monkeypatch, out, named):
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: pytest.fail("it ran"))
+    Path("taken").write_text("mine")
+    Path("grid.yaml").write_text(SMALL_GRID)
+    result = tetriserve("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "-o", out, status=2)
+    assert f"--out {out}: " in result.output and named in result.output and Path("taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(BoundError("bound: HiGHS ended with Infeasible"), 3), (OSError(28, "No space left on device"), 2)],
+)
+def test_what_ends_a_sweep_early_is_told_and_what_is_done_is_shown(monkeypatch, error, status):
+    run = sweep.run_sweep
+
+    def failing(*arguments, **options):
+        yield next(run(*arguments, **options))
+        raise error
+
+    monkeypatch.setattr(sweep, "run_sweep", failing)
+    Path("grid.yaml").write_text(SMALL_GRID.replace("seeds: [1]", "seeds: [1, 2]"))
+    command = ("sweep", "--config", "grid.yaml", "--latency-table", TABLE, "--processes", 1)
+    result = tetriserve(*command, status=status)
+    assert f"tetriserve: {error}" in result.output and "1 of 2 cells are done" in result.output
+    assert "means over the grid" in result.output
+
+
+@pytest.mark.parametrize("where", ["sweep", "bench"])
+def test_mixes_of_other_weights_have_rows_of_their_own(where):
+    mixes = "mixes: [{256x256: 1, 2048x2048: 9}, {256x256: 9, 2048x2048: 1}]"
+    grid = SMALL_GRID.replace("mixes: [uniform]", mixes)
+    bench = f"where: simulator\nlatency_table: {TABLE}\ngrid: {grid}"
+    Path("grid.yaml").write_text(grid if where == "sweep" else bench)
+    options = ("--config", "grid.yaml", "--latency-table", TABLE) if where == "sweep" else ("grid.yaml",)
+    printed = tetriserve(where, *options, "--processes", 1, "-o", "out").stdout
+    for weights in ((1, 9), (9, 1)):
+        assert len(re.findall(rf"256x256:{weights[0]} +2048x2048:{weights[1]}\b", printed)) == 1, printed
+
+
+def test_a_bound_that_fails_ends_a_benchmark_with_one_line_and_what_is_done_is_compared(monkeypatch):
+    grid = SMALL_GRID.replace("seeds: [1]", "seeds: [1, 2]").replace("limit_s: 0", "limit_s: 1")
+    Path("grid.yaml").write_text(f"where: simulator\nlatency_table: {TABLE}\ngrid: {grid}")
+    calls = []
+
+    def failing(model, **options):
+        calls.append(model)
+        if len(calls) > 1:
+            raise BoundError("bound: HiGHS ended with Infeasible")
+        return maximise(model, **options)
+
+    monkeypatch.setattr(clairvoyant, "maximise", failing)
+    result = tetriserve("bench", "grid.yaml", "-o", "out", "--processes", 1, status=1)
+    assert "tetriserve: bound: HiGHS ended with Infeasible" in result.output
+    assert "| uniform | 1.5 | 24 |" in Path("out/comparison.md").read_text()
+
+
+@pytest.mark.parametrize("where", ["sweep", "bench"])
+def test_an_error_about_a_whole_grid_says_no_more_than_it(where):
+    grid = SMALL_GRID.replace("[fixed-sp8]", "[tetris, tetris]")
+    Path("grid.yaml").write_text(grid if where == "sweep" else f"where: simulator\nlatency_table: a\ngrid: {grid}")
+    command = {"sweep": ("sweep", "--config", "grid.yaml", "--latency-table", TABLE), "bench": ("bench", "grid.yaml")}
+    told = " ".join(tetriserve(*command[where], status=2).output.split())
+    field = "grid: " if where == "bench" else ""
+    assert told == (f"tetriserve: grid.yaml: {field}policies: two are named 'tetris'; give each a name of its own")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_leaves_and_shows_the_cells_of_a_sweep_that_are_done(processes):
     Path("grid.yaml").write_text(
@@ -170,7 +259,11 @@ def test_a_sweep_does_not_wait_for_long_cells_when_it_is_interrupted_nor_leave_t
         while len(workers.read_text().split()) < 3 and time.monotonic() < deadline_s:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60.0)
+        try:
+            _, stderr = process.communicate(timeout=60.0)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130 and b"0 of 2 cells are done" in stderr, stderr
     left_s = time.monotonic() + 10.0
     while _is_there(process.pid) and time.monotonic() < left_s:

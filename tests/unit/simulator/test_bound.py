@@ -5,11 +5,12 @@ import random
 import pytest
 
 from tests.unit.simulator.conftest import DECODE_S, ENCODE_S, STEP_S, make_request, small_table
-from tetriserve_backend.domain import Request
+from tetriserve_backend.domain import Request, TetriserveError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.scheduler.config import SchedulerSettings
-from tetriserve_backend.simulator.bound import BoundCache, BoundSettings, clairvoyant_bound
+from tetriserve_backend.simulator.bound import BoundCache, BoundError, BoundSettings, clairvoyant_bound
 from tetriserve_backend.simulator.bound.exact import exact_optimum
+from tetriserve_backend.simulator.bound.milp import RowWiseModel, maximise
 from tetriserve_backend.simulator.bound.modes import fluid_shape
 from tetriserve_backend.simulator.run import SimulationSettings, simulate
 from tetriserve_backend.simulator.workload import WorkloadSpec, generate
@@ -123,3 +124,11 @@ def test_a_kept_bound_is_read_back_and_another_trace_has_its_own(tmp_path):
     cache.bound(table, first[:5], GPUS, BoundSettings())
     cache.bound(table, first, GPUS, BoundSettings(batching=False))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_solver_that_fails_is_an_error_that_commands_tell():
+    model = RowWiseModel()
+    model.row([(model.choice(), 1.0)], lower=2.0, upper=3.0)
+    with pytest.raises(BoundError, match="bound: HiGHS ended with Infeasible") as failed:
+        maximise(model, time_limit_s=1.0, gap=0.01)
+    assert isinstance(failed.value, TetriserveError)

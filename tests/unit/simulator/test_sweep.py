@@ -1,8 +1,16 @@
 """A sweep runs every cell of its grid with every variant."""
 
+import math
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
+from tests.unit.simulator.conftest import PUBLISHED_TABLE
+from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.simulator.sweep import SweepSpec, run_sweep
 
 SMALL = {
@@ -46,6 +54,66 @@ def test_processes_change_nothing_but_the_time(published_table):
     alone, together = (list(run_sweep(spec, published_table, processes=count)) for count in (1, 2))
     assert [[s.on_time for s in r.summaries] for r in alone] == [[s.on_time for s in r.summaries] for r in together]
     assert alone[0].summaries[0].bound is None
+
+
+CTRL_C_ELSEWHERE = """
+import signal, sys, threading, time
+from multiprocessing import active_children
+from tetriserve_backend.latency_table import LatencyTable
+from tetriserve_backend.simulator.sweep import SweepSpec, run_sweep
+
+def interrupt():
+    while len(active_children()) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+if __name__ == "__main__":
+    threading.Thread(target=interrupt, daemon=True).start()
+    spec = SweepSpec(policies=["fixed-sp8"], workload={"requests": 10**8}, bound_time_limit_s=0)
+    try:
+        list(run_sweep(spec, LatencyTable.load(sys.argv[1]), processes=2))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_a_ctrl_c_that_another_thread_gets_ends_it_too(tmp_path):
+    (tmp_path / "script.py").write_text(CTRL_C_ELSEWHERE)
+    command = [sys.executable, str(tmp_path / "script.py"), str(PUBLISHED_TABLE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.communicate(timeout=60.0)[0] == "interrupted\n"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slow_ranks": {0: 0.0}}, "slow_ranks.0\n.*greater than 0"),
+        ({"slow_ranks": {0: -3}}, "slow_ranks.0\n.*greater than 0"),
+        ({"slow_ranks": {0: math.nan}}, "slow_ranks.0\n.*finite"),
+        ({"slow_ranks": {-1: 2.0}}, "greater than or equal to 0"),
+        ({"gpus": 4, "slow_ranks": {1: 2.0, 4: 2.0}}, "slow_ranks: expected ranks 0 to 3 of 4 GPUs, got 4"),
+        ({"slowdown": math.inf}, "slowdown\n.*finite"),
+        ({"noise_cv": math.inf}, "noise_cv\n.*finite"),
+        ({"dispatch_seconds": math.inf}, "dispatch_seconds\n.*finite"),
+        ({"rates_per_minute": [math.inf]}, "rates_per_minute.0\n.*finite"),
+        ({"slo_scales": [math.inf]}, "slo_scales.0: .*finite"),
+        ({"slo_scales": [[1.0, math.nan]]}, "slo_scales.1: .*finite"),
+    ],
+)
+def test_a_number_that_no_world_has_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        SweepSpec(**{**SMALL, **change})
+
+
+def test_a_slow_rank_that_the_table_does_not_have_is_refused_before_anything_is_run(published_table):
+    spec = SweepSpec(**SMALL, slow_ranks={7: 2.0, 99: 3.0})
+    with pytest.raises(ConfigurationError, match="slow_ranks: expected ranks 0 to 7 of 8 GPUs, got 99"):
+        next(run_sweep(spec, published_table))
 
 
 @pytest.mark.parametrize("change", [{"policies": []}, {"policy": ["x"]}, {"policies": [{"name": "x"}]}])

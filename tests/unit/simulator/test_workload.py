@@ -103,6 +103,12 @@ def test_steps_and_slo_classes_are_drawn_from_what_was_given():
     assert {r.slo_s for r in requests} == {1.5, 2.25}
 
 
+def test_a_mix_of_weights_is_named_by_them_in_whichever_order_they_were_given():
+    first, same, other = {"512x512": 1, "256x256": 2.5}, {"256x256": 2.5, "512x512": 1}, {"256x256": 2, "512x512": 1}
+    names = [WorkloadSpec(mix=mix).labels()["mix"] for mix in (first, same, other, "skewed")]
+    assert names == ["256x256:2.5 512x512:1", "256x256:2.5 512x512:1", "256x256:2 512x512:1", "skewed"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -113,6 +119,12 @@ def test_steps_and_slo_classes_are_drawn_from_what_was_given():
         ({"arrivals": "bursts", "burst_factor": 5}, "no room"),
         ({"slo_s": {}}, "at least one"),
         ({"rat": 3}, "rat"),
+        ({"rate_per_minute": math.inf}, "finite"),
+        ({"slo_scales": (math.inf,)}, "finite"),
+        ({"slo_s": {"256x256": math.inf}}, "finite"),
+        ({"cv": math.inf}, "finite"),
+        ({"period_s": math.nan}, "finite"),
+        ({"burst_factor": math.inf}, "finite"),
     ],
 )
 def test_a_spec_that_makes_no_sense_says_why(settings, message):

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status
 
 from tetriserve_backend.cli.bench.compare import live_sheets
-from tetriserve_backend.cli.bench.evaluate import evaluate
+from tetriserve_backend.cli.bench.evaluate import evaluate, read_served
 from tetriserve_backend.cli.bench.live import LiveBench
 from tetriserve_backend.cli.bench.measuring import measure_at_pace, measure_fastest, measure_free
 from tetriserve_backend.cli.bench.results import BenchRun, ResultFolder, runs_of, write_whole
@@ -30,11 +30,13 @@ from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.sweep import SweepSpec
 from tetriserve_backend.simulator.trace import write_trace
 from tetriserve_backend.simulator.workload import generate
-from tetriserve_client import ServerFailureError
+from tetriserve_client import TetriserveClientError
 from tetriserve_profiling.told import first_of
 
 _EXIT_FAILED, _EXIT_WRONG_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 _MOST_FAILURES = 5
+_FAILURES = (TetriserveError, TetriserveClientError, BrokenProcessPool, OSError)
+"""What may end a run of servers or simulations early."""
 
 
 def bench(
@@ -66,16 +68,17 @@ def bench(
             given.save(folder.table)
         table = _measured_table(spec, folder, console) if given is None else given
         benchmark = _Benchmark(spec, spec.concrete(table), table, folder, console)
+        benchmark.check_what_is_done()
         try:
             status = benchmark.run(processes)
-        except (TetriserveError, ServerFailureError, BrokenProcessPool):
+        except _FAILURES:
             benchmark.report()
             raise
         failures = benchmark.report()
     except (ConfigurationError, LatencyTableError) as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_WRONG_INPUT) from error
-    except (TetriserveError, ServerFailureError, BrokenProcessPool, OSError) as error:
+    except _FAILURES as error:
         print(f"tetriserve: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_FAILED) from error
     except KeyboardInterrupt:
@@ -129,17 +132,29 @@ class _Benchmark:
     folder: ResultFolder
     console: Console
 
+    def check_what_is_done(self) -> None:
+        """Read what earlier runs left, so that a broken file is told before the others are run.
+
+        Raises:
+            ConfigurationError: names the file and the way out.
+        """
+        for run in runs_of(self.grid):
+            if self.folder.is_done(run):
+                self.folder.read_summary(run)
+                if self.spec.where is Where.LIVE:
+                    read_served(run, self.folder)
+
     def run(self, processes: int) -> int:
         """Do what is missing; the exit status."""
-        missing = [run for run in runs_of(self.grid) if not self.folder.is_done(run)]
-        total = len(list(runs_of(self.grid)))
+        runs = list(runs_of(self.grid))
+        missing = [run for run in runs if not self.folder.is_done(run)]
         with _progress(self.console) as bar:
-            task = bar.add_task("", total=total, completed=total - len(missing))
+            task = bar.add_task("", total=len(runs), completed=len(runs) - len(missing))
             done: Generator[BenchRun, None, None]
             if self.spec.where is Where.LIVE:
                 for run in missing:
                     write_trace(self.folder.trace(run), generate(run.workload))
-                done = LiveBench(self.spec, self.folder, lambda text: bar.update(task, description=text)).serve(missing)
+                done = LiveBench(self.spec, self.folder, lambda text: bar.update(task, description=text)).serve(runs)
             else:
                 bounds = tetriserve_home() / "bounds"
                 done = simulate_grid(

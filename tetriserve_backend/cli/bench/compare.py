@@ -3,9 +3,10 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
+from tetriserve_backend.cli.bench.ranks import on_ranks
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.bench.short_account import short_account
-from tetriserve_backend.cli.bench.totals import Expected, LiveResult, PolicyResults, Total
+from tetriserve_backend.cli.bench.totals import Expected, ForetoldResults, LiveResult, PolicyResults, Total
 from tetriserve_backend.cli.bench.verdict import told_briefly
 from tetriserve_backend.cli.reporting.sheet import Sheet
 from tetriserve_backend.latency_table import LatencyTable
@@ -35,7 +36,7 @@ def live_sheets(
             _served_sheet(workload, groups),
             _attainment_sheet(workload, groups),
             _latency_sheet(workload, groups),
-            short_account(workload, groups, table, expect_speed_up),
+            short_account(workload, groups, on_ranks(table, results[0].live.gpus), expect_speed_up),
         ]
     return sheets
 
@@ -60,7 +61,7 @@ def _served_sheet(workload: str, groups: Sequence[PolicyResults]) -> Sheet:
                 f"{statistics.fmean(result.live.gpu_utilization for result in group.results):.0%}",
                 f"{statistics.fmean(result.pace for result in group.results):.2f}",
                 f"{group.idle_share():.2%}",
-                f"{group.simulated_idle_share():.2%}",
+                "" if (foretold := group.foretold()) is None else f"{foretold.idle_share():.2%}",
                 f"{group.idlest().most_idle.share:.2%}",
                 "good" if not problems else f"{problems} problems",
             )
@@ -102,7 +103,7 @@ def _notes(result: LiveResult) -> Iterator[str]:
 
 def _attainment_sheet(workload: str, groups: Sequence[PolicyResults]) -> Sheet:
     rows = []
-    for group in groups:
+    for group in _foretold(groups):
         live = group.live()
         rows.append(
             (
@@ -125,18 +126,30 @@ def _attainment_sheet(workload: str, groups: Sequence[PolicyResults]) -> Sheet:
         " Each is the mean of several simulations, with their standard deviation: a live run is one draw.",
         "With image file: met by the file, as the server tells it to clients, rather than by the pixels. What comes"
         " behind the pixels is the mean of all live runs by resolution.",
+        *_left_out(groups),
     )
     return Sheet(f"live and simulated, SLO met: {workload}", headings, tuple(rows), notes)
 
 
 def _latency_sheet(workload: str, groups: Sequence[PolicyResults]) -> Sheet:
     rows = []
-    for group in groups:
+    for group in _foretold(groups):
         live = group.live()
         cells = (cell for expected in group.expected() for cell in _latency_cells(live, expected))
         rows.append((group.policy, f"{live.mean_latency_s:.3f}", *cells))
     headings = ("policy", "mean latency s: live", "by table", "off by", "at pace", "off by")
-    return Sheet(f"live and simulated, mean latency: {workload}", headings, tuple(rows))
+    return Sheet(f"live and simulated, mean latency: {workload}", headings, tuple(rows), tuple(_left_out(groups)))
+
+
+def _foretold(groups: Sequence[PolicyResults]) -> list[ForetoldResults]:
+    return [foretold for group in groups if (foretold := group.foretold()) is not None]
+
+
+def _left_out(groups: Sequence[PolicyResults]) -> Iterator[str]:
+    """The runs without a prediction, which are not in the live figures beside it either."""
+    names = [result.run.name for group in groups for result in group.results if result.foretold is None]
+    if names:
+        yield f"Without runs whose timeline is wrong: {', '.join(names)}."
 
 
 def _attained_cells(live: Total, expected: Expected) -> tuple[str, str]:
@@ -144,7 +157,7 @@ def _attained_cells(live: Total, expected: Expected) -> tuple[str, str]:
     return f"{mean:.1%} ± {100 * deviation:.1f}", f"{100 * (mean - live.attained):+.1f}"
 
 
-def _image_cells(group: PolicyResults) -> tuple[str, ...]:
+def _image_cells(group: ForetoldResults) -> tuple[str, ...]:
     live, by_table = group.images(), group.images_by_table()
     return f"{live:.1%}", f"{by_table:.1%}", f"{100 * (by_table - live):+.1f}", f"{group.images_at_pace():.1%}"
 

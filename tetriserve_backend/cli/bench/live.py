@@ -52,7 +52,9 @@ class LiveBench:
         self._repeats_left = _MOST_REPEATED if spec.hold_pace is not None else 0
 
     def serve(self, runs: Sequence[BenchRun]) -> Generator[BenchRun, None, None]:
-        """Do these runs; yields each when its files are written. However it ends, no server is left.
+        """Do those of these runs that are not done; yields each when its files are written.
+
+        With `measure_again`, tables that an interruption left out are measured too. However it ends, no server is left.
 
         Raises:
             ServerFailureError: a server did not start.
@@ -63,7 +65,8 @@ class LiveBench:
         servers: dict[str, _PolicyServer] = {}
         with contextlib.ExitStack() as running:
             for cell, sharing in itertools.groupby(runs, key=lambda run: run.cell):
-                for run in sharing:
+                missing = [run for run in sharing if not self._folder.is_done(run)]
+                for run in missing:
                     if run.variant.name not in servers:
                         if not self._spec.take_turns:
                             servers.clear()
@@ -72,7 +75,7 @@ class LiveBench:
                     self._tell(f"{run.variant.name}, trace {run.cell_name}")
                     self._serve_one(run, servers[run.variant.name])
                     yield run
-                if self._spec.measure_again:
+                if self._spec.measure_again and (missing or not self._folder.table_after(cell).exists()):
                     self._measure_after(cell)
 
     def _measure_after(self, cell: int) -> None:
@@ -135,15 +138,18 @@ class LiveBench:
             *("--give-up-s", str(self._spec.give_up_s)),
         ]
         # In a session of its own: Ctrl-C is for us, and we end it in our time.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
-            status = process.wait()
+            _, told = process.communicate()
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-        if status != 0:
-            raise ServerError(f"the load of {run.name} ended with status {status}")
+        if process.returncode != 0:
+            last = (told.strip().splitlines() or ["it does not say why"])[-1]
+            raise ServerError(f"the load of {run.name} ended with status {process.returncode}: {last}")
 
 
 def _stop(server: LocalServer, name: str) -> None:

@@ -21,7 +21,7 @@ from tetriserve_profiling.settings import ProfileSettings
 _MOVES = 6
 """Samples of each hand-over: a few milliseconds beside steps of hundreds."""
 _TRIES = 3
-"""Tables that are measured at most, if the ranks cannot keep their pace or gain nothing together meanwhile."""
+"""Measurements of a table in all, if the ranks cannot keep their pace or gain nothing together meanwhile."""
 
 
 def measure(

@@ -1,5 +1,6 @@
 """What a live server did with one trace, from its timeline: as a timeline of its own and as a summary."""
 
+import collections
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tetriserve_backend.cli.bench.replay import Answer
-from tetriserve_backend.domain import Placement, Request, Segment, SegmentKind, SegmentPart
+from tetriserve_backend.cli.timeline_view import TimelineView
+from tetriserve_backend.domain import ConfigurationError, Placement, Request, Segment, SegmentKind, SegmentPart
 from tetriserve_backend.engine.timeline import TraceEvent
 from tetriserve_backend.simulator.pace import TimedSegment
 from tetriserve_backend.simulator.quantiles import QuantileSketch
@@ -19,8 +21,19 @@ _ENDS = frozenset({"finish", "reject", "cancel", "fail"})
 
 
 def read_events(path: Path) -> list[TraceEvent]:
-    """The events of a `*.timeline.json`, which may still grow."""
-    events: list[TraceEvent] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    """The events of a `*.timeline.json`, which may still grow.
+
+    Raises:
+        ConfigurationError: it is no timeline; names it.
+        OSError: it cannot be read.
+    """
+    try:
+        events: list[TraceEvent] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        # Whoever takes them finds all that such events have.
+        TimelineView.from_events(events)
+        collections.deque(segments_of(events), maxlen=0)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path}: no timeline in the Chrome trace-event format ({error!r})") from error
     return events
 
 
@@ -36,9 +49,8 @@ def cut_out(events: Iterable[TraceEvent], trace: Sequence[TraceRequest], id_pref
     """
     own = [renamed for event in events if (renamed := _renamed(event, id_prefix)) is not None]
     planned_us = {request.id: 1e6 * request.arrival_s for request in trace}
-    origin_us = min(
-        (event["ts"] - planned_us[event["args"]["id"]] for event in own if event["name"] == "arrive"), default=0.0
-    )
+    delays_us = (event["ts"] - planned_us[name] for name, event in _arrivals(own) if name in planned_us)
+    origin_us = min(delays_us, default=0.0)
     return [_shifted(event, round(origin_us)) for event in own]
 
 
@@ -63,12 +75,15 @@ def segments_of(events: Iterable[TraceEvent]) -> Iterator[TimedSegment]:
 
 
 def as_served(trace: Iterable[TraceRequest], events: Iterable[TraceEvent]) -> list[Request]:
-    """The requests that came to the server, with the arrivals and deadlines that it stamped, in order of arrival."""
+    """The requests that came to the server, with the arrivals and deadlines that it stamped, in order of arrival.
+
+    What is not in the trace is left out.
+    """
     asked = {request.id: request.to_request() for request in trace}
     served = [
-        replace(asked[event["args"]["id"]], arrival_s=event["ts"] / 1e6, deadline_s=event["args"]["deadline_us"] / 1e6)
-        for event in events
-        if event["name"] == "arrive"
+        replace(asked[name], arrival_s=event["ts"] / 1e6, deadline_s=event["args"]["deadline_us"] / 1e6)
+        for name, event in _arrivals(events)
+        if name in asked
     ]
     return sorted(served, key=lambda request: request.arrival_s)
 
@@ -88,7 +103,8 @@ def summarize(
     Args:
         events: as `cut_out` returns them.
         trace: what was sent. A request that the timeline does not know the end of was refused before it came to the
-            engine, or was lost with its server: it failed.
+            engine, or was lost with its server: it failed. So did one that ended without having arrived; of several
+            ends the first counts (`timeline_check` calls such a timeline wrong).
         answers: what came back, by request id.
         policy: the name in the summary.
         gpus: ranks of the server.
@@ -102,8 +118,9 @@ def summarize(
     lost = {request.id: request for request in trace}
     for event in events:
         if event.get("ph") == "i" and event["name"] in _ENDS:
-            request = asked[event["args"]["id"]]
-            del lost[request.request_id]
+            request = asked.get(event["args"]["id"])
+            if request is None or lost.pop(request.request_id, None) is None:
+                continue
             answer = answers.get(request.request_id)
             forecast_s = answer.predicted_finish_s if answer is not None else None
             predicted_s = request.arrival_s + forecast_s if forecast_s is not None else None
@@ -113,6 +130,13 @@ def summarize(
         builder.add_outcome(Outcome(request, "fail", request.arrival_s))
     summary = builder.build(policy, QuantileSketch(), labels=dict(labels))
     return replace(summary, decision_ms=dict(decision_ms))
+
+
+def _arrivals(events: Iterable[TraceEvent]) -> Iterator[tuple[str, TraceEvent]]:
+    """Those among the events, each behind its request's id."""
+    for event in events:
+        if event.get("ph") == "i" and event["name"] == "arrive":
+            yield event["args"]["id"], event
 
 
 def write_timeline(path: Path, events: Sequence[TraceEvent]) -> None:

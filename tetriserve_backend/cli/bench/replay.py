@@ -3,11 +3,16 @@
 import argparse
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from tetriserve_backend.domain import ConfigurationError
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.executor.death_watch import start_death_watch
 from tetriserve_backend.simulator.trace import TraceRequest, read_trace
 from tetriserve_client import AsyncTetriserveClient, GenerateResult, ImageRequest, Size, TetriserveClientError
@@ -56,15 +61,25 @@ class Answer:
         )
 
 
+_ANSWER = TypeAdapter(Answer)
+
+
 def read_answers(path: Path) -> dict[str, Answer]:
     """The answers in a file, by request id.
 
     Raises:
+        ConfigurationError: it holds something else; names file and line.
         OSError: it cannot be read.
-        ValueError: it holds something else.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {answer.id: answer for answer in (Answer(**json.loads(line)) for line in lines)}
+    answers: dict[str, Answer] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            answer = _ANSWER.validate_json(line)
+        except ValidationError as error:
+            what = explained(error.errors(include_url=False)[0], "line")
+            raise ConfigurationError(f"{path}:{number}: no answer as tetriserve bench writes it: {what}") from error
+        answers[answer.id] = answer
+    return answers
 
 
 async def replay(
@@ -78,6 +93,9 @@ async def replay(
         id_prefix: in front of each id on the server, which must not know two requests of one id.
         output_format: of the images, which are dropped.
         give_up_s: how long to wait for each.
+
+    Raises:
+        TetriserveClientError: the server is not there before the first request.
     """
     async with AsyncTetriserveClient(url) as client:
         await client.status()
@@ -108,7 +126,10 @@ async def replay(
 
 
 def main() -> None:
-    """Replay the trace of the command line, and write the answers."""
+    """Replay the trace of the command line, and write the answers.
+
+    Exit status: 0 done; 1 there is no such server or trace, or the answers could not be written, which stderr tells.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("trace", type=Path)
     parser.add_argument("answers", type=Path)
@@ -118,6 +139,14 @@ def main() -> None:
     parser.add_argument("--give-up-s", type=float, default=300.0)
     options = parser.parse_args()
     start_death_watch()
+    try:
+        _replay_file(options)
+    except (TetriserveClientError, ConfigurationError, OSError) as error:
+        # One line, the last of stderr.
+        sys.exit(" ".join(str(error).split()))
+
+
+def _replay_file(options: argparse.Namespace) -> None:
     answers = asyncio.run(
         replay(
             list(read_trace(options.trace)),

@@ -1,5 +1,6 @@
 """Where a benchmark keeps what it has done, so that it can be stopped at any time and go on later."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tetriserve_backend.cli.bench.spec import BenchSpec
+from tetriserve_backend.cli.summary_files import BENCHMARK_NOTE, read_summary
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.summary import Summary
 from tetriserve_backend.simulator.sweep import SweepSpec, Variant
-from tetriserve_backend.simulator.workload import WorkloadSpec
+from tetriserve_backend.simulator.trace import TraceError, TraceRequest, read_trace, write_trace
+from tetriserve_backend.simulator.workload import WorkloadSpec, generate
 
 _WAY_OUT = "use --fresh or another --out"
 
@@ -68,10 +71,10 @@ class ResultFolder:
 
         Raises:
             ConfigurationError: it holds results of another benchmark, of a latency table that has changed since, or of
-                nobody knows what.
+                nobody knows what, such as a sweep's, whose names are the same; these are never thrown away.
             OSError: it cannot be written.
         """
-        note, wanted = self.path / "bench.json", json.loads(spec.model_dump_json(by_alias=True))
+        note, wanted = self.path / BENCHMARK_NOTE, json.loads(spec.model_dump_json(by_alias=True))
         if spec.latency_table is not None:
             wanted["latency_table_sha256"] = _digest(Path(spec.latency_table))
         if note.exists() and not fresh:
@@ -79,10 +82,20 @@ class ResultFolder:
             other = ", ".join(name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name))
             if other:
                 raise ConfigurationError(f"{self.path}: holds results of other settings ({other}); {_WAY_OUT}")
-        if fresh and note.exists():
+        if not note.exists():
+            self._refuse_foreign_summaries()
+        elif fresh:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(note, json.dumps(wanted, indent=1) + "\n")
+
+    def _refuse_foreign_summaries(self) -> None:
+        found = min(self.path.glob("*.summary.json"), default=None)
+        if found is not None:
+            raise ConfigurationError(
+                f"{self.path}: holds {found.name} but no {BENCHMARK_NOTE}, so it is no benchmark's; expected a folder"
+                " without summaries: use another --out, or delete them"
+            )
 
     @property
     def table(self) -> Path:
@@ -133,8 +146,37 @@ class ResultFolder:
         return self.summary(run).exists()
 
     def read_summary(self, run: BenchRun) -> Summary:
-        """The summary of a run that is done."""
-        return Summary.from_dict(json.loads(self.summary(run).read_text(encoding="utf-8")))
+        """The summary of a run that is done.
+
+        Raises:
+            ConfigurationError: the file is missing or broken; tells how to have it made anew.
+        """
+        with self.reading(run):
+            return read_summary(self.summary(run))
+
+    def read_trace(self, run: BenchRun) -> list[TraceRequest]:
+        """The trace of a run, as it was sent; made from the settings once more where the file has been deleted.
+
+        Raises:
+            ConfigurationError: the file is broken; tells the way out.
+            OSError: the file is not there and cannot be written.
+        """
+        path = self.trace(run)
+        if not path.exists():
+            write_trace(path, generate(run.workload))
+        try:
+            return list(read_trace(path))
+        except TraceError as error:
+            raise TraceError(f"{error}; delete it to have it made again, or use --fresh") from error
+
+    @contextlib.contextmanager
+    def reading(self, run: BenchRun) -> Iterator[None]:
+        """Errors about the files of a run that is done become a ConfigurationError that tells how to do it again."""
+        try:
+            yield
+        except (ConfigurationError, OSError) as error:
+            way_out = f"delete {self.summary(run)} to run it again, or use --fresh"
+            raise ConfigurationError(f"{error}; {way_out}") from error
 
     def write_summary(self, run: BenchRun, summary: Summary) -> None:
         """Note that a run is done."""

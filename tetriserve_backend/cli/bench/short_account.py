@@ -18,7 +18,7 @@ def short_account(
     Args:
         workload: in words.
         groups: the policies; the first one is compared with the others.
-        table: what their servers planned with.
+        table: what their servers planned with, as far as their ranks could run it.
         expect_speed_up: of the largest resolution, from one rank to the fastest degree; None expects nothing.
     """
     static = [group for group in groups if group.scheduling not in _NOT_STATIC]
@@ -44,13 +44,15 @@ def _furthest_predicted(groups: Sequence[PolicyResults]) -> list[tuple[str, str]
     points: dict[str, float] = {}
     image_points: dict[str, float] = {}
     shares: dict[str, float] = {}
-    for group in groups:
+    for group in (foretold for one in groups if (foretold := one.foretold()) is not None):
         live, (by_table, _) = group.live(), group.expected()
         points[group.policy] = 100 * (by_table.mean.attained - live.attained)
         image_points[group.policy] = 100 * (group.images_by_table() - group.images())
         if live.mean_latency_s:
             shares[group.policy] = by_table.mean.mean_latency_s / live.mean_latency_s - 1
-    rows = []
+    rows: list[tuple[str, str]] = []
+    if not points:
+        return rows
     for what, off in (("SLO met", points), ("SLO met with image file", image_points)):
         worst = _furthest(off)
         rows.append((f"{what}, furthest predicted by table", f"{worst}, {off[worst]:+.1f} points"))

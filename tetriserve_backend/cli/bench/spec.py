@@ -7,18 +7,22 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tetriserve_backend.cli.bench.ranks import on_ranks
 from tetriserve_backend.cli.workload import cheapest_gpu_seconds
 from tetriserve_backend.domain import ConfigurationError
-from tetriserve_backend.domain.validation import what_is_wrong, where_it_is
+from tetriserve_backend.domain.validation import explained
 from tetriserve_backend.engine.prediction import fastest_latency_s
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.sweep import SweepSpec, Variant
+from tetriserve_backend.simulator.workload import Positive
 from tetriserve_backend.triton_adapter.image_format import ImageFormat
 from tetriserve_backend.triton_adapter.settings import ServerSettings
 from tetriserve_backend.triton_adapter.settings_sources import merge, parse_assignment, read_settings_file
 from tetriserve_profiling.settings import MAX_REPEATS, ProfileSettings
 
 _FROM_GRID = ("scheduler", "engine", "timeline", "latency_table")
+_RATE_DIGITS = 4
+"""Of a rate that follows from a load, whatever its size."""
 _SIMULATED_ONLY = ("noise_cv", "slowdown", "slow_ranks", "dispatch_seconds")
 
 
@@ -36,7 +40,8 @@ class Where(str, Enum):
 class SloBasis(str, Enum):
     """What an SLO scale multiplies.
 
-    GIVEN: the `slo_s` of the workload. FASTEST: the shortest latency that the latency table allows the resolution.
+    GIVEN: the `slo_s` of the workload. FASTEST: the shortest latency that the latency table allows the resolution on
+    the ranks that serve.
     """
 
     GIVEN = "given"
@@ -57,18 +62,18 @@ class BenchSpec(BaseModel):
         latency_table: a `*.latency.json`, seen from the configuration's folder; None measures one before the first
             run, on the ranks that will serve (LIVE only).
         measure_again: measure a table after each trace too, while no policy serves; predictions use the mean of all.
-            Needs `take_turns`.
+            Needs `take_turns`, and no `hold_pace`.
         measure_batches: batch sizes of a measured table; servers form no others, so 1 alone serves every image alone.
         measure_repeats: samples of each entry of a table.
         measure_rounds: visits over which they are spread, which evens out a machine whose speed wanders.
         hold_pace: the ranks take so many times as long for everything as in their fastest moment, which is measured
             first, and keep to that (`model.pace_table`): on a machine whose speed wanders, a run is then one that can
             be repeated, and foretold. The latency table is measured at that pace, and a run in which they could not
-            keep to it is done again (two at most). None lets them go as fast as they can (LIVE only).
+            keep to it is done again (two at most in all). None lets them go as fast as they can (LIVE only).
         expect_speed_up: how many times as fast as one rank the fastest degree should be at the largest resolution.
             Where ranks together were never so quick while their fastest moment was measured, or without `hold_pace` the
-            first table, that is measured again (three times at most). The comparison tells what it was, and notes it
-            where that is less.
+            first table, that is measured again (twice at most). The comparison tells what it was, and notes it where
+            that is less.
         server: settings of `tetriserve serve`; scheduler and engine are the grid's.
         output_format: what the clients ask for.
         take_turns: all servers stay up and each trace goes to one after the other, so that a machine whose speed
@@ -82,20 +87,20 @@ class BenchSpec(BaseModel):
     where: Where = Where.LIVE
     grid: SweepSpec
     slo: SloBasis = SloBasis.GIVEN
-    load: float | None = Field(default=None, gt=0)
-    trace_s: float | None = Field(default=None, gt=0)
+    load: Positive | None = None
+    trace_s: Positive | None = None
     latency_table: str | None = None
     measure_again: bool = False
     measure_batches: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     measure_repeats: int = Field(default=12, ge=2, le=MAX_REPEATS)
     measure_rounds: int = Field(default=4, ge=1)
-    hold_pace: float | None = Field(default=None, ge=1)
-    expect_speed_up: float | None = Field(default=None, ge=1)
+    hold_pace: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    expect_speed_up: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     server: ServerSettings = ServerSettings()
     output_format: ImageFormat = ImageFormat.JPEG
     take_turns: bool = False
-    pause_s: float = Field(default=0.5, ge=0)
-    give_up_s: float = Field(default=300.0, gt=0)
+    pause_s: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    give_up_s: Positive = 300.0
 
     @field_validator("server")
     @classmethod
@@ -139,6 +144,8 @@ class BenchSpec(BaseModel):
             raise ValueError("measure_again: needs take_turns, or there is no time between traces")
         if self.measure_again and self.latency_table is not None:
             raise ValueError("measure_again: goes without latency_table, which is another machine's or another day's")
+        if self.measure_again and self.hold_pace is not None:
+            raise ValueError("measure_again: goes without hold_pace, at which work costs the same all along")
         if self.hold_pace is not None and (self.where is not Where.LIVE or self.latency_table is not None):
             raise ValueError("hold_pace: only for live runs whose latency table is measured")
         if self.hold_pace is not None and self.server.model.device == "cuda":
@@ -190,21 +197,32 @@ class BenchSpec(BaseModel):
         """The grid with SLOs, rates and requests as numbers, as far as they follow from the latency table.
 
         Raises:
-            LatencyTableError: the table lacks a resolution of the grid.
+            ConfigurationError: a rank of `slow_ranks` is none of the world's, or `load` or `trace_s` is out of reason.
+            LatencyTableError: the table lacks a resolution of the grid, or whatever the ranks could run.
         """
         self.grid.check_table(table)
         changes: dict[str, Any] = {}
         rates = self.grid.rates_per_minute
         if self.slo is SloBasis.FASTEST:
-            steps = self.grid.workload.max_steps
-            fastest_s = {shape: fastest_latency_s(table, *shape, steps) for shape in self.grid.shapes}
+            steps, usable = self.grid.workload.max_steps, on_ranks(table, self._ranks(table))
+            fastest_s = {shape: fastest_latency_s(usable, *shape, steps) for shape in self.grid.shapes}
             changes["slo_s"] = {f"{h}x{w}": round(seconds, 6) for (h, w), seconds in fastest_s.items()}
         if self.load is not None:
-            rates = (round(60 * self.load * self._ranks(table) / self._mean_gpu_seconds(table), 2),)
-        if self.trace_s is not None:
-            changes["requests"] = max(1, round(rates[0] * self.trace_s / 60))
-        workload = self.grid.workload.model_copy(update=changes)
-        return self.grid.model_copy(update={"workload": workload, "rates_per_minute": rates})
+            rate = 60 * self.load * self._ranks(table) / self._mean_gpu_seconds(table)
+            rates = (float(f"{rate:.{_RATE_DIGITS}g}"),)
+        try:
+            if self.trace_s is not None:
+                changes["requests"] = max(1, round(rates[0] * self.trace_s / 60))
+            workload = self.grid.workload.model_copy(update=changes)
+            grid = self.grid.model_copy(update={"workload": workload, "rates_per_minute": rates})
+            grid.cells()
+        except (OverflowError, ValidationError) as error:
+            told = explained(error.errors()[0]) if isinstance(error, ValidationError) else f"{error}"
+            raise ConfigurationError(
+                f"load, trace_s: expected values that make a rate and a number of requests, got {self.load} and"
+                f" {self.trace_s}: {told}"
+            ) from error
+        return grid
 
     def _ranks(self, table: LatencyTable) -> int:
         """Those that serve."""
@@ -234,10 +252,4 @@ def read_spec(config: Path, assignments: Sequence[str]) -> BenchSpec:
     try:
         return BenchSpec.model_validate(tree)
     except ValidationError as error:
-        raise ConfigurationError(f"{config}: {'; '.join(_explain(item) for item in error.errors())}") from error
-
-
-def _explain(item: Any) -> str:
-    field = where_it_is(item)
-    got = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.80}"
-    return f"{field}: {what_is_wrong(item)}{got}" if field else what_is_wrong(item)
+        raise ConfigurationError(f"{config}: {'; '.join(explained(item) for item in error.errors())}") from error

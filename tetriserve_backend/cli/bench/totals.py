@@ -2,13 +2,28 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
 from tetriserve_backend.cli.overhead.gaps import RequestIdle, idle_share
 from tetriserve_backend.simulator.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """One live run on the simulator.
+
+    Attributes:
+        by_table: predicted from the measured latency tables.
+        at_pace: predicted from these and how fast the ranks were during the run.
+        idle: as a run's, at pace: what of it the policy wanted.
+    """
+
+    by_table: Prediction
+    at_pace: Prediction
+    idle: tuple[RequestIdle, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +34,9 @@ class LiveResult:
         live: what happened.
         images_on_time: requests whose image file was there by the deadline.
         errors: why clients got no image, request by request.
-        by_table: predicted from the measured latency tables.
-        at_pace: predicted from these and how fast the ranks were during the run.
+        foretold: what the simulator makes of it; None where the timeline is wrong, so that it is not known what came.
         pace: seconds of work over what the table says.
         idle: of each request, see `overhead.gaps.RequestIdle`.
-        simulated_idle: the same at pace: what of it the policy wanted.
         problems: what is wrong with its timeline.
     """
 
@@ -31,11 +44,9 @@ class LiveResult:
     live: Summary
     images_on_time: int
     errors: tuple[str, ...]
-    by_table: Prediction
-    at_pace: Prediction
+    foretold: Foretold | None
     pace: float
     idle: tuple[RequestIdle, ...]
-    simulated_idle: tuple[RequestIdle, ...]
     problems: tuple[str, ...]
 
     @property
@@ -88,41 +99,14 @@ class PolicyResults:
         """What happened."""
         return _total([result.live for result in self.results])
 
-    def _predicted(self, of: Callable[[LiveResult], Prediction]) -> Expected:
-        """What was predicted, and how far the draws lie apart."""
-        totals = [_total(draw) for draw in zip(*(of(result).draws for result in self.results), strict=True)]
-        attained, latency_s = [total.attained for total in totals], [total.mean_latency_s for total in totals]
-        return Expected(
-            Total(statistics.fmean(attained), statistics.fmean(latency_s)),
-            Total(_deviation(attained), _deviation(latency_s)),
-        )
-
-    def expected(self) -> tuple[Expected, Expected]:
-        """What was predicted by table and at pace."""
-        return self._predicted(lambda result: result.by_table), self._predicted(lambda result: result.at_pace)
-
-    def images(self) -> float:
-        """Share of requests whose image file was there in time."""
-        return self._share(lambda result: result.images_on_time)
-
-    def images_by_table(self) -> float:
-        """What was predicted of that by table."""
-        return self._share(lambda result: result.by_table.images_on_time)
-
-    def images_at_pace(self) -> float:
-        """What was predicted of that at pace."""
-        return self._share(lambda result: result.at_pace.images_on_time)
-
-    def _share(self, count: Callable[[LiveResult], float]) -> float:
-        return sum(map(count, self.results)) / max(1, sum(result.live.requests for result in self.results))
+    def foretold(self) -> "ForetoldResults | None":
+        """Those of its runs that the simulator repeats, if there are any."""
+        pairs = tuple((result, result.foretold) for result in self.results if result.foretold is not None)
+        return ForetoldResults(self.policy, pairs) if pairs else None
 
     def idle_share(self) -> float:
         """Of idle time between segments; mean over the traces."""
         return statistics.fmean(idle_share(result.idle) for result in self.results)
-
-    def simulated_idle_share(self) -> float:
-        """The same at pace."""
-        return statistics.fmean(idle_share(result.simulated_idle) for result in self.results)
 
     def idlest(self) -> LiveResult:
         """The run in which a single request had the largest share of idle time between its segments."""
@@ -143,3 +127,48 @@ class PolicyResults:
             return "no trace in common"
         error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
         return f"{statistics.fmean(gains):+.1f}{error}"
+
+
+@dataclass(frozen=True, slots=True)
+class ForetoldResults:
+    """Live runs of one policy on the same workload, each with what was predicted of it."""
+
+    policy: str
+    pairs: tuple[tuple[LiveResult, Foretold], ...]
+
+    def live(self) -> Total:
+        """What happened."""
+        return _total([result.live for result, _ in self.pairs])
+
+    def expected(self) -> tuple[Expected, Expected]:
+        """What was predicted by table and at pace, and how far the draws lie apart."""
+        foretold = [one for _, one in self.pairs]
+        return _expected([one.by_table for one in foretold]), _expected([one.at_pace for one in foretold])
+
+    def images(self) -> float:
+        """Share of requests whose image file was there in time."""
+        return self._share(result.images_on_time for result, _ in self.pairs)
+
+    def images_by_table(self) -> float:
+        """What was predicted of that by table."""
+        return self._share(one.by_table.images_on_time for _, one in self.pairs)
+
+    def images_at_pace(self) -> float:
+        """What was predicted of that at pace."""
+        return self._share(one.at_pace.images_on_time for _, one in self.pairs)
+
+    def _share(self, counts: Iterable[float]) -> float:
+        return sum(counts) / max(1, sum(result.live.requests for result, _ in self.pairs))
+
+    def idle_share(self) -> float:
+        """Of idle time between segments at pace; mean over the traces."""
+        return statistics.fmean(idle_share(one.idle) for _, one in self.pairs)
+
+
+def _expected(predictions: Sequence[Prediction]) -> Expected:
+    totals = [_total(draw) for draw in zip(*(prediction.draws for prediction in predictions), strict=True)]
+    attained, latency_s = [total.attained for total in totals], [total.mean_latency_s for total in totals]
+    return Expected(
+        Total(statistics.fmean(attained), statistics.fmean(latency_s)),
+        Total(_deviation(attained), _deviation(latency_s)),
+    )

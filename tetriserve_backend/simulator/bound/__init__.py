@@ -2,5 +2,6 @@
 
 from tetriserve_backend.simulator.bound.cache import BoundCache
 from tetriserve_backend.simulator.bound.clairvoyant import Bound, BoundSettings, clairvoyant_bound
+from tetriserve_backend.simulator.bound.milp import BoundError
 
-__all__ = ["Bound", "BoundCache", "BoundSettings", "clairvoyant_bound"]
+__all__ = ["Bound", "BoundCache", "BoundError", "BoundSettings", "clairvoyant_bound"]

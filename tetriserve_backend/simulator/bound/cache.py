@@ -27,7 +27,7 @@ class BoundCache:
         """The bound, from disk where it is there.
 
         Raises:
-            RuntimeError: the solver failed.
+            BoundError: the solver failed.
         """
         if self._folder is None:
             return clairvoyant_bound(given, requests, world_size, settings)

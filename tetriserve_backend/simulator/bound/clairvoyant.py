@@ -100,7 +100,7 @@ def clairvoyant_bound(
         settings: see `BoundSettings`.
 
     Raises:
-        RuntimeError: the solver failed.
+        BoundError: the solver failed.
     """
     settings = settings or BoundSettings()
     tables = as_tables(given)

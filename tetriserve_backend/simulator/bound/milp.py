@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 import highspy
 import numpy as np
 
+from tetriserve_backend.domain import ServerError
+
+
+class BoundError(ServerError):
+    """The solver failed at the bound; `bound_time_limit_s: 0` of a sweep does without it."""
+
 
 @dataclass(slots=True)
 class RowWiseModel:
@@ -60,7 +66,7 @@ def maximise(model: RowWiseModel, *, time_limit_s: float, gap: float) -> Solved:
         gap: between bound and best solution, as a share of the solution, at which the solver may stop.
 
     Raises:
-        RuntimeError: the solver failed otherwise than by running out of time.
+        BoundError: the solver failed otherwise than by running out of time.
     """
     solver = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
@@ -73,7 +79,7 @@ def maximise(model: RowWiseModel, *, time_limit_s: float, gap: float) -> Solved:
     solver.run()
     status = solver.getModelStatus()
     if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kTimeLimit):
-        raise RuntimeError(f"HiGHS ended with {solver.modelStatusToString(status)}")
+        raise BoundError(f"bound: HiGHS ended with {solver.modelStatusToString(status)}")
     info = solver.getInfo()
     trivial = sum(model.gain)
     upper = min(trivial, info.mip_dual_bound) if np.isfinite(info.mip_dual_bound) else trivial

@@ -46,7 +46,8 @@ def _known_mix(mix: str | dict[str, float]) -> str | dict[str, float]:
 
 
 Mix: TypeAlias = Annotated[str | dict[str, float], AfterValidator(_known_mix)]
-RatePerMinute: TypeAlias = Annotated[float, Field(gt=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+RatePerMinute: TypeAlias = Positive
 Seed: TypeAlias = Annotated[int, Field(ge=0)]
 
 
@@ -83,17 +84,17 @@ class WorkloadSpec(BaseModel):
     requests: int = Field(default=300, ge=0)
     mix: Mix = "uniform"
     alpha: float = Field(default=1.0, allow_inf_nan=False)
-    slo_s: dict[str, Annotated[float, Field(gt=0)]] = PAPER_SLO_S
-    slo_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
+    slo_s: dict[str, Positive] = PAPER_SLO_S
+    slo_scales: tuple[Positive, ...] = Field(default=(1.0,), min_length=1)
     min_steps: int = Field(default=20, ge=1)
     max_steps: int = Field(default=20, ge=1)
     arrivals: Arrivals = Arrivals.POISSON
     rate_per_minute: RatePerMinute = 12.0
-    cv: float = Field(default=2.0, gt=0)
-    burst_on_s: float = Field(default=15.0, gt=0)
-    burst_off_s: float = Field(default=45.0, gt=0)
-    burst_factor: float = Field(default=3.0, ge=1)
-    period_s: float = Field(default=1800.0, gt=0)
+    cv: Positive = 2.0
+    burst_on_s: Positive = 15.0
+    burst_off_s: Positive = 45.0
+    burst_factor: float = Field(default=3.0, ge=1, allow_inf_nan=False)
+    period_s: Positive = 1800.0
     amplitude: float = Field(default=0.8, ge=0, le=1)
     prompts: tuple[str, ...] = ()
     seed: Seed = 0
@@ -133,11 +134,22 @@ class WorkloadSpec(BaseModel):
         total = sum(raw.values())
         return {shape: raw[shape] / total for shape in sorted(raw, key=lambda shape: (image_tokens(*shape), shape))}
 
+    @property
+    def mix_name(self) -> str:
+        """The mix by its name, or resolution by resolution with its weight, such as `256x256:3 512x512:1`.
+
+        Two mixes that differ have different names.
+        """
+        if isinstance(self.mix, str):
+            return self.mix
+        shapes = sorted(self.mix, key=lambda name: (image_tokens(*parse_shape(name)), name))
+        return " ".join(f"{name}:{self.mix[name]:.12g}" for name in shapes)
+
     def labels(self) -> dict[str, Any]:
         """What a summary says about its trace, in the terms of the paper's figures."""
         scales, steps = self.slo_scales, (self.min_steps, self.max_steps)
         return {
-            "mix": self.mix if isinstance(self.mix, str) else "custom",
+            "mix": self.mix_name,
             "arrivals": self.arrivals.value,
             "rate_per_minute": self.rate_per_minute,
             "slo_scale": scales[0] if len(scales) == 1 else None,

@@ -17,6 +17,7 @@ from tetriserve_backend.cli.bench.observed import read_events, write_timeline
 from tetriserve_backend.cli.bench.replay import Answer
 from tetriserve_backend.latency_table import LatencyTable
 from tetriserve_backend.simulator.trace import read_trace
+from tetriserve_client import RequestTimeoutError
 
 RUNS = {f"c00{cell}.{name}" for cell in (0, 1) for name in ("tetris", "patient")}
 
@@ -74,6 +75,39 @@ def test_a_benchmark_whose_runs_have_their_images_is_done_and_goes_on_where_it_w
     assert {path.name.removesuffix(".summary.json") for path in Path("out").glob("*.summary.json")} == RUNS
 
 
+@pytest.mark.parametrize("kind", ["summary.json", "timeline.json", "answers.jsonl", "trace.jsonl"])
+def test_a_broken_file_of_a_run_that_is_done_is_named_with_the_way_out_before_anything_is_run(bench, kind):
+    machine = RefusingMachine(refused=())
+    bench(machine)
+    Path("out/c001.patient.summary.json").unlink()
+    broken = Path(f"out/c000.{'' if kind.startswith('trace') else 'tetris.'}{kind}")
+    # No line is a trace, or answers, too.
+    empty = [] if kind.endswith("jsonl") else [""]
+    for text in (*empty, "{", "{}", "[]", "null", "[{}]", '{"policy": 3}', '{"traceEvents": [{"ph": "X"}]}'):
+        broken.write_text(text)
+        result = bench(machine)
+        assert result.exit_code == 2 and len(machine.served) == len(RUNS), (text, result.output, result.exception)
+        told = " ".join(result.output.split())
+        assert f"tetriserve: trace {broken}" in told or f"tetriserve: {broken}" in told
+        way_out = "it to have it made" if kind == "trace.jsonl" else "out/c000.tetris.summary.json to run it"
+        assert told.endswith(f"; delete {way_out} again, or use --fresh")
+
+
+@pytest.mark.parametrize("kind", ["timeline.json", "answers.jsonl", "trace.jsonl"])
+def test_a_missing_file_of_a_run_that_is_done_is_named_with_the_way_out(bench, kind):
+    machine = RefusingMachine(refused=())
+    bench(machine)
+    missing = Path(f"out/c000.{'' if kind.startswith('trace') else 'tetris.'}{kind}")
+    missing.unlink()
+    result = bench(machine)
+    if kind == "trace.jsonl":
+        assert result.exit_code == 0 and missing.exists(), "it follows from the settings"
+    else:
+        assert result.exit_code == 2 and str(missing) in result.output and "to run it again" in result.output
+        Path("out/c000.tetris.summary.json").unlink()
+        assert bench(machine).exit_code == 0
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("refused", [{"c001.tetris"}, RUNS])
 def test_a_benchmark_with_a_run_without_any_image_fails_and_is_compared_all_the_same(bench, refused):
@@ -96,16 +130,46 @@ def test_a_benchmark_with_a_run_without_any_image_fails_and_is_compared_all_the_
     assert "got [] [/red]" in result.stdout, "a note is no markup"
 
 
-def test_a_benchmark_with_a_timeline_that_contradicts_itself_fails(bench, monkeypatch):
+def _again(event, name):
+    return [event, event] if event["name"] == name and event["args"]["id"].endswith("r0") else [event]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda event: [] if event.get("cat") == "decode" else [event], "r0: finished without a decode"),
+        (lambda event: [] if event["name"] == "arrive" else [event], "r0: ended but never arrived"),
+        (lambda event: _again(event, "arrive"), "r0: arrived 2 times"),
+        (lambda event: _again(event, "finish"), "r0: ended 2 times"),
+    ],
+)
+def test_a_benchmark_with_a_timeline_that_contradicts_itself_fails_and_is_compared(bench, change, problem):
     class OddMachine(RefusingMachine):
         def replay(self, run, url, prefix, folder):
             super().replay(run, url, prefix, folder)
             path = Path(self.running[url].settings["timeline"])
             events = read_events(path)
             if run.name == "c000.patient":
-                write_timeline(path, [event for event in events if event.get("cat") != "decode"])
+                write_timeline(path, [changed for event in events for changed in change(event)])
 
     result = bench(OddMachine(refused=()))
     assert result.exit_code == 1, result.output
-    assert re.search(r"tetriserve: c000\.patient: its timeline is wrong: r0: finished without a decode", result.output)
-    assert "c000.patient: its timeline is wrong" in Path("out/comparison.md").read_text()
+    assert re.search(rf"tetriserve: c000\.patient: its timeline is wrong: .*{problem}", result.output)
+    comparison = Path("out/comparison.md").read_text()
+    assert "c000.patient: its timeline is wrong" in comparison
+    assert "Without runs whose timeline is wrong: c000.patient." in comparison
+    assert "| patient | " in comparison and Path("out/simulated/c001.patient.summary.json").exists()
+
+
+def test_a_server_that_does_not_answer_in_time_ends_it_and_what_is_done_is_compared(bench, monkeypatch):
+    def replay(self, run, url, prefix, folder):
+        if run.name == "c000.patient":
+            monkeypatch.setattr(Client, "status", silent)
+        RefusingMachine.replay(self, run, url, prefix, folder)
+
+    def silent(self):
+        raise RequestTimeoutError("status: no answer within 30 s")
+
+    result = bench(type("SilentMachine", (RefusingMachine,), {"replay": replay})(refused=()))
+    assert result.exit_code == 1 and "tetriserve: status: no answer within 30 s" in result.output, result.output
+    assert "| tetris | " in Path("out/comparison.md").read_text()

@@ -1,5 +1,6 @@
 """The tables of a live benchmark count over all requests and compare policies trace by trace."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,16 +10,18 @@ from tests.unit.simulator.conftest import small_table
 from tetriserve_backend.cli.bench.compare import live_sheets
 from tetriserve_backend.cli.bench.predicted import Prediction
 from tetriserve_backend.cli.bench.results import BenchRun
-from tetriserve_backend.cli.bench.totals import LiveResult
+from tetriserve_backend.cli.bench.totals import Foretold, LiveResult
 from tetriserve_backend.cli.overhead.gaps import RequestIdle
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.simulator.sweep import Variant
 from tetriserve_backend.simulator.workload import WorkloadSpec
 
+TABLE = small_table()
+
 
 def summary(policy, requests, on_time, mean_s):
     return replace(
-        some_summary(policy), requests=requests, on_time=on_time, latency_s={"mean": mean_s, "count": requests}
+        some_summary(policy), gpus=4, requests=requests, on_time=on_time, latency_s={"mean": mean_s, "count": requests}
     )
 
 
@@ -27,10 +30,9 @@ def result(policy, cell, *, live, at_pace, mean_s=1.0, problems=(), errors=(), p
     run = BenchRun(cell, WorkloadSpec(seed=cell), Variant(name=policy, scheduler=SchedulerSettings(policy=policy)))
     draws = summary(policy, 10, at_pace, 1.1 * mean_s), summary(policy, 10, at_pace - 1, 1.3 * mean_s)
     at_pace, by_table = Prediction(draws, at_pace - 1, []), Prediction(draws[1:], at_pace - 1.5, [])
-    return LiveResult(
-        run, summary(policy, 10, live, mean_s), live - 1, errors, by_table, at_pace, pace,
-        (RequestIdle("r0", 0.004, 0.5), RequestIdle("r1", 0.001, 0.5)), (RequestIdle("r0", 0.001, 1.0),), problems,
-    )  # fmt: skip
+    foretold = Foretold(by_table, at_pace, (RequestIdle("r0", 0.001, 1.0),))
+    idle = RequestIdle("r0", 0.004, 0.5), RequestIdle("r1", 0.001, 0.5)
+    return LiveResult(run, summary(policy, 10, live, mean_s), live - 1, errors, foretold, pace, idle, problems)
 
 
 def column(sheet, heading):
@@ -55,6 +57,15 @@ def test_one_workload_has_a_table_of_what_happened_two_of_what_was_predicted_and
     titles = ["live", "live and simulated, SLO met", "live and simulated, mean latency", "in short"]
     assert [sheet.title.partition(":")[0] for sheet in sheets] == titles
     assert column(sheets[0], "policy") == ["tetris", "rssp"]
+
+
+def test_traces_of_other_mixes_are_other_workloads():
+    results = [
+        replace(one, run=replace(one.run, workload=WorkloadSpec(mix={"256x256": weight, "512x512": 1})))
+        for weight, one in ((1, result("tetris", 0, live=9, at_pace=9)), (2, result("tetris", 1, live=1, at_pace=1)))
+    ]
+    titles = [sheet.title for sheet in live_sheets(results, TABLE) if sheet.title.startswith("live: ")]
+    assert [re.search("mix (.*), SLO", title)[1] for title in titles] == ["256x256:1 512x512:1", "256x256:2 512x512:1"]
 
 
 def test_attainment_is_over_all_requests_and_the_lead_over_pairs_of_traces(sheets):
@@ -82,6 +93,18 @@ def test_predictions_stand_beside_what_happened_with_the_difference(sheets):
     assert [row["by table"] for row in rows] == ["80.0% ± 0.0", "40.0% ± 0.0"]
     assert [row["off by, points"] for row in rows] == ["-5.0", "-15.0"]
     assert column(sheets[2], "mean latency s: live") == ["2.000", "1.000"]
+
+
+def test_what_is_not_foretold_is_in_no_figure_beside_a_prediction():
+    lost = replace(result("tetris", 1, live=0, at_pace=9, problems=("r0: arrived 2 times",)), foretold=None)
+    sheets = live_sheets([result("tetris", 0, live=9, at_pace=9), lost, result("rssp", 0, live=5, at_pace=5)], TABLE)
+    assert column(sheets[0], "SLO met") == ["45.0%", "50.0%"]
+    assert column(sheets[1], "SLO met: live") == ["90.0%", "50.0%"]
+    for sheet in sheets[1:3]:
+        assert sheet.notes[-1] == "Without runs whose timeline is wrong: c001.tetris."
+    (served, attained, latency, gist) = live_sheets([lost], TABLE)
+    assert column(served, "of it by plan") == [""] and attained.rows == latency.rows == ()
+    assert not any("predicted" in what for what, _ in gist.rows)
 
 
 def test_image_files_are_predicted_as_well(sheets):
@@ -128,6 +151,14 @@ def test_the_gist_tells_where_ranks_gained_less_together_than_was_expected(expec
     (*_, gist) = live_sheets([result("tetris", 0, live=9, at_pace=9)], small_table(), expected)
     assert any("3.08 times as fast at 512x512, expected 3.5" in note for note in gist.notes) is told
     assert (gist.notes != ()) is told
+
+
+def test_the_gist_knows_no_more_ranks_than_served():
+    alone = result("tetris", 0, live=9, at_pace=9)
+    pair = replace(alone, live=replace(alone.live, gpus=2))
+    (*_, gist) = live_sheets([pair], TABLE, 1.9)
+    assert gist.rows[-1][0].endswith("of 2 ranks") and gist.rows[-1][1] == "256x256 1.25, 512x512 1.82"
+    assert "1.82 times as fast at 512x512, expected 1.9" in gist.notes[0]
 
 
 def test_the_gist_has_the_leads_the_worst_predictions_the_most_idle_time_and_what_ranks_gain_together():

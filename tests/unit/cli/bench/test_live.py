@@ -156,9 +156,42 @@ def test_without_a_held_pace_no_run_is_done_again(bench):
 def test_a_table_is_measured_after_each_trace_where_that_is_asked_for(bench, monkeypatch):
     measured = []
     monkeypatch.setattr(live, "measure", lambda server, profile, tell: measured.append(profile) or TABLE)
-    benchmark, runs, _, folder = bench(measure_again=True)
+    benchmark, runs, _, folder = bench(measure_again=True, hold_pace=None)
     list(benchmark.serve(runs))
     assert len(measured) == 2 and folder.table_after(0).exists() and folder.table_after(1).exists()
+
+
+def test_a_table_that_an_interruption_left_out_is_measured_when_it_goes_on(bench, monkeypatch):
+    measured = []
+
+    def measure(server, profile, tell):
+        if not measured:
+            measured.append("interrupted")
+            raise KeyboardInterrupt
+        measured.append(machine.served[-1:])
+        return TABLE
+
+    monkeypatch.setattr(live, "measure", measure)
+    benchmark, runs, machine, folder = bench(measure_again=True, hold_pace=None)
+    with pytest.raises(KeyboardInterrupt):
+        list(benchmark.serve(runs))
+    assert not folder.table_after(0).exists() and machine.running == {}
+    done = [run.name for run in benchmark.serve(runs)]
+    assert done == ["c001.tetris", "c001.patient"]
+    assert measured[1:] == [["c000.patient c000-"], ["c001.patient c001-"]]
+    assert folder.table_after(0).exists() and folder.table_after(1).exists()
+    assert list(benchmark.serve(runs)) == [] and len(measured) == 3
+
+
+def test_a_load_that_finds_no_server_is_one_line_with_the_cause(bench, monkeypatch, capfd):
+    send = LiveBench._replay
+    benchmark, runs, machine, _ = bench()
+    monkeypatch.setattr(LiveBench, "_replay", lambda self, run, url, prefix: send(self, run, "127.0.0.1:9", prefix))
+    told = r"^the load of c000\.tetris ended with status 1: .*127\.0\.0\.1:9.*$"
+    with pytest.raises(ServerError, match=told) as failed:
+        list(benchmark.serve(runs))
+    assert "\n" not in str(failed.value) and "Traceback" not in "".join(capfd.readouterr())
+    assert machine.running == {}
 
 
 def test_whoever_stops_listening_leaves_no_server_behind(bench):

@@ -94,6 +94,19 @@ def test_a_request_without_an_end_on_the_timeline_failed(served):
     assert found.requests == len(TRACE) and found.outcomes == {"fail": 2, "finish": len(TRACE) - 2}
 
 
+def test_a_request_that_ends_without_having_arrived_failed_and_of_several_ends_the_first_counts(served):
+    own = cut_out(served[0], TRACE, "c000-")
+    ends = {event["args"]["id"]: event for event in own if event["name"] == "finish"}
+    wrong = [event for event in own if not (event["name"] == "arrive" and event["args"]["id"] == "r0")]
+    wrong += [{**ends["r1"], "name": "fail"}, {**ends["r2"], "args": {"id": "r99"}}]
+    wrong += [{**event, "args": {**event["args"], "id": "r98"}} for event in own if event["name"] == "arrive"][:1]
+    found = summarize(wrong, TRACE, {}, policy="tetris", gpus=4, decision_ms={}, labels={})
+    assert found.requests == len(TRACE) and found.outcomes == {"fail": 1, "finish": len(TRACE) - 1}
+    problems = [*find_problems(wrong, 4), *find_trace_problems(wrong, {r.id: r.slo_s for r in TRACE})]
+    assert {"r0: arrived 0 times", "r1: ended 2 times", "r98: not in the trace"} <= set(problems)
+    assert "r99: ended but never arrived" in problems
+
+
 def test_the_split_of_guidance_is_read_back():
     segment = Segment(3, SegmentKind.DENOISE, (SegmentPart("r0", 0, 2),), Placement((0, 1)), 512, 512, cfg_degree=2)
     (timed,) = segments_of(segment_events(segment, 1.0, 2.0))

@@ -81,3 +81,11 @@ def test_a_folder_that_is_no_benchmark_is_never_thrown_away(tmp_path):
     (tmp_path / "precious").write_text("mine")
     ResultFolder(tmp_path).claim(read_spec(write(tmp_path), []), fresh=True)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_summaries_of_somebody_else_are_refused_and_stay(tmp_path, fresh):
+    (tmp_path / "c000.tetris.summary.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"c000\.tetris\.summary\.json but no bench\.json.*another --out"):
+        ResultFolder(tmp_path).claim(read_spec(write(tmp_path), []), fresh=fresh)
+    assert (tmp_path / "c000.tetris.summary.json").exists() and not (tmp_path / "bench.json").exists()

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.unit.simulator.conftest import small_table
+from tetriserve_backend.cli.bench.ranks import on_ranks
 from tetriserve_backend.cli.bench.spec import SloBasis, Where, read_spec
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.latency_table import LatencyTable
@@ -17,6 +19,9 @@ GRID = {
     "seeds": [1],
     "workload": {"prompts": ["a red fox"]},
 }
+
+
+FINITE = ("load", "trace_s", "hold_pace", "expect_speed_up", "pause_s", "give_up_s")
 
 
 def write(folder, **values):
@@ -51,6 +56,7 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
         ({"load": 0.5, "grid": {**GRID, "mixes": ["uniform", "skewed"]}}, "one mix only"),
         ({"measure_again": True}, "measure_again: needs take_turns"),
         ({"measure_again": True, "take_turns": True, "latency_table": "a.json"}, "goes without latency_table"),
+        ({"measure_again": True, "take_turns": True, "hold_pace": 1.5}, "measure_again: goes without hold_pace"),
         ({"trace_s": 10, "grid": {**GRID, "rates_per_minute": [6, 12]}}, "one rate only"),
         (
             {"hold_pace": 1.5, "latency_table": "a.json"},
@@ -83,6 +89,7 @@ def test_a_table_is_looked_for_beside_the_file(tmp_path):
             {"grid": {**GRID, "gpus": 4}, "server": {"executor": {"world_size": 2}}},
             r"grid\.gpus: expected server\.executor\.world_size, which is 2, got 4",
         ),
+        *(({name: float("inf")}, f"^[^:]*: {name}: .*finite") for name in FINITE),
         ({"server": {"models": [{"name": "a", "model": {"path": "demo-flux"}}]}}, "models: a benchmark serves one"),
         ({"server": {"model": {"pace_table": "a.json"}}}, "pace_table: not a setting of a benchmark's server"),
     ],
@@ -102,8 +109,41 @@ def test_deadlines_rate_and_length_follow_from_the_table(tmp_path, table):
     gpu_s = sum(
         table.encode_s() + 20 * table.step_s(side, side, 1) + table.decode_s(side, side) for side in (256, 1024)
     )
-    assert cell.rate_per_minute == pytest.approx(60 * 0.5 * 8 / (gpu_s / 2), abs=0.01)
+    assert cell.rate_per_minute == pytest.approx(60 * 0.5 * 8 / (gpu_s / 2), rel=1e-3)
     assert cell.requests == round(cell.rate_per_minute)
+
+
+def test_deadlines_follow_from_what_the_ranks_that_serve_can_run(tmp_path, table):
+    for ranks, degrees in ((1, (1,)), (3, (1, 2)), (4, (1, 2, 4)), (16, (1, 2, 4, 8))):
+        settings = [f"grid.gpus={ranks}"]
+        (cell,) = read_spec(write(tmp_path, slo="fastest"), settings).concrete(table).cells()[:1]
+        for side in (256, 1024):
+            step_s = min(table.step_s(side, side, degree) for degree in degrees)
+            expected_s = table.encode_s() + 20 * step_s + table.decode_s(side, side)
+            assert cell.slo_s[f"{side}x{side}"] == pytest.approx(expected_s, abs=1e-6)
+
+
+def test_a_split_of_the_guidance_takes_two_ranks():
+    document = small_table(moves={((0,), (2, 3)): 0.1}).to_dict()
+    split = {"height": 512, "width": 512, "sp": 1, "batch": 1, "cfg": 2, "seconds": 0.001}
+    table = LatencyTable.from_dict({**document, "step": [*document["step"], split]}, origin="t")
+    assert on_ranks(table, 2).fastest_step_s(512, 512) == 0.001
+    assert on_ranks(table, 1).fastest_step_s(512, 512) == table.step_s(512, 512, 1)
+    assert on_ranks(table, 1).world_size == 1
+
+
+def test_a_rate_that_follows_from_the_load_is_never_rounded_to_nothing(tmp_path, table):
+    rates = [
+        read_spec(write(tmp_path, load=load), []).concrete(table).rates_per_minute[0] for load in (0.5, 5e-6, 5e-9)
+    ]
+    assert rates[1:] == pytest.approx([1e-5 * rates[0], 1e-8 * rates[0]], rel=1e-3) and min(rates) > 0
+
+
+@pytest.mark.parametrize("values", [{"load": 1e308}, {"load": 1e300, "trace_s": 1e300}])
+def test_a_load_out_of_all_reason_is_an_error(tmp_path, table, values):
+    spec = read_spec(write(tmp_path, **values), [])
+    with pytest.raises(ConfigurationError, match="load, trace_s: expected values that make a rate"):
+        spec.concrete(table)
 
 
 def test_without_any_of_that_the_grid_stays_as_it_is(tmp_path, table):
