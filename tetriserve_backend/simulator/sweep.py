@@ -216,6 +216,7 @@ def run_sweep(
         for cell in cells:
             yield _run_cell(spec, table, cell, bound_cache)
         return
+    others = set(active_children())
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_parent) as pool:
         try:
             for job in [pool.submit(_run_cell, spec, table, cell, bound_cache) for cell in cells]:
@@ -224,7 +225,7 @@ def run_sweep(
                 yield job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
+            for process in set(active_children()) - others:
                 process.kill()
             raise
 

@@ -1,10 +1,12 @@
 """A sweep runs every cell of its grid with every variant."""
 
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -54,6 +56,21 @@ def test_processes_change_nothing_but_the_time(published_table):
     alone, together = (list(run_sweep(spec, published_table, processes=count)) for count in (1, 2))
     assert [[s.on_time for s in r.summaries] for r in alone] == [[s.on_time for s in r.summaries] for r in together]
     assert alone[0].summaries[0].bound is None
+
+
+def test_a_caller_that_goes_away_keeps_its_own_processes(published_table):
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60.0,))
+    other.start()
+    try:
+        results = run_sweep(SweepSpec(**{**SMALL, "bound_time_limit_s": 0}), published_table, processes=2)
+        next(results)
+        results.close()
+        for worker in set(multiprocessing.active_children()) - {other}:
+            worker.join(10.0)
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
 
 
 CTRL_C_ELSEWHERE = """
