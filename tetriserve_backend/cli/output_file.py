@@ -1,6 +1,8 @@
 """Whether a file or a folder can be written, known before the work that it is for."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
@@ -16,16 +18,10 @@ def refuse_unwritable(target: Path, called: str) -> None:
     Raises:
         ConfigurationError: `target` is a folder, or nothing can be written where it would lie.
     """
-    try:
+    with _explained(called, "a file in a writable folder"):
         if target.is_dir():
             raise ConfigurationError(f"{called}: is a folder; allowed: a file, such as {target / 'new.latency.json'}")
-        folder = next(parent for parent in target.parents if parent.exists())
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigurationError(
-            f"{called}: cannot be written: {error.strerror}; fix: name a file in a writable folder with --out"
-        ) from error
+        _try_in(next(parent for parent in target.parents if parent.exists()))
 
 
 def refuse_unwritable_folder(target: Path, called: str) -> None:
@@ -38,13 +34,23 @@ def refuse_unwritable_folder(target: Path, called: str) -> None:
     Raises:
         ConfigurationError: there is a file in its place or above it, or nothing can be written there.
     """
-    there = next(path for path in (target, *target.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigurationError(f"{called}: {there} is a file; allowed: a folder, or the name of a new one")
+    with _explained(called, "a folder in a writable one"):
+        there = next(path for path in (target, *target.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ConfigurationError(f"{called}: {there} is a file; allowed: a folder, or the name of a new one")
+        _try_in(there)
+
+
+def _try_in(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextmanager
+def _explained(called: str, way_out: str) -> Iterator[None]:
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        yield
     except OSError as error:
         raise ConfigurationError(
-            f"{called}: cannot be written: {error.strerror}; fix: name a folder in a writable one with --out"
+            f"{called}: cannot be written: {error.strerror}; fix: name {way_out} with --out"
         ) from error

@@ -123,12 +123,15 @@ class Quarantine:
         return replace(streak, last_s=now_s, samples=streak.samples + news)
 
     def _has_been_slow(self, rank: int, now_s: float) -> bool:
-        streak, term = self._streaks[rank], self._terms.get(rank)
-        if term and now_s < term.until_s + term.length_s:
+        streak = self._streaks[rank]
+        if self._record(rank, now_s):
             return streak.samples >= _REPEAT_SAMPLES
-        # It was well for as long as it had been out.
-        self._terms.pop(rank, None)
         return streak.samples >= _STREAK_SAMPLES and now_s >= streak.since_s + _STREAK_S
+
+    def _record(self, rank: int, now_s: float) -> _Term | None:
+        """Its last term; none once it has been well for as long as it had been out."""
+        term = self._terms.get(rank)
+        return term if term and now_s < term.until_s + term.length_s else None
 
     def _is_spare(self, known: Evidence) -> bool:
         loss = _loss(known) + sum(self._terms[rank].loss for rank in self.ranks)
@@ -136,7 +139,7 @@ class Quarantine:
         return loss <= _SHARE * working and self._wide_s >= 0.5 * self._all_s
 
     def _send(self, rank: int, known: Evidence, now_s: float) -> None:
-        before = self._terms.get(rank)
+        before = self._record(rank, now_s)
         length_s = min(2 * before.length_s, _LONGEST_TERM_S) if before else _FIRST_TERM_S
         self._terms[rank] = _Term(now_s + length_s, length_s, _loss(known))
         self._streaks.pop(rank)

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ class Evidence:
 
     Attributes:
         ratio: its times over those of the middle rank.
-        samples: segments of the group that tells it, since one of its ranks was forgotten.
+        samples: segments of the group that tells it, since one of its ranks was last forgotten.
         is_alone: whether that group is the rank alone; else it is slow with others that are known not to be.
     """
 
@@ -53,6 +52,14 @@ class RelativeSpeeds:
     evidence: Mapping[int, Evidence]
 
 
+@dataclass(slots=True)
+class _Group:
+    """What was seen of a group: logarithms of its times, and how many."""
+
+    mean: FadingMean
+    samples: int = 0
+
+
 class RankSpeeds:
     """How slow each rank is, relative to the others.
 
@@ -69,9 +76,8 @@ class RankSpeeds:
     def __init__(self, world_size: int, half_life: float) -> None:
         self._half_life, self._fade = half_life, float(_FADE_PER_RANK * world_size)
         self._added = 0
-        self._seen: dict[Ranks, FadingMean] = {}
+        self._seen: dict[Ranks, _Group] = {}
         self._samples = [0] * world_size
-        self._samples_of: Counter[Ranks] = Counter()
 
     def samples(self, rank: int) -> int:
         """Segments seen of a rank since it was last forgotten."""
@@ -80,27 +86,26 @@ class RankSpeeds:
     def add(self, ranks: Sequence[int], ratio: float) -> None:
         """A segment of these ranks took `ratio` (> 0) times as long as such segments take."""
         self._added += 1
-        group = tuple(ranks)
-        mean = self._seen.get(group)
-        if mean is None:
-            mean = self._seen[group] = FadingMean(self._half_life, self._fade)
+        group = self._seen.get(tuple(ranks))
+        if group is None:
+            group = self._seen[tuple(ranks)] = _Group(FadingMean(self._half_life, self._fade))
+        mean = group.mean
         mean.add(max(mean.value - _LIMIT, min(mean.value + _LIMIT, math.log(ratio))), self._added)
+        group.samples += 1
         for rank in ranks:
             self._samples[rank] += 1
-        self._samples_of[group] += 1
 
     def forget(self, rank: int) -> None:
         """The rank is as fast as the middle one until it is measured: it has a new worker, or a new chance."""
-        self._seen = {group: mean for group, mean in self._seen.items() if rank not in group}
-        self._samples_of = Counter({group: count for group, count in self._samples_of.items() if rank not in group})
+        self._seen = {ranks: group for ranks, group in self._seen.items() if rank not in ranks}
         self._samples[rank] = 0
 
     def relative(self) -> RelativeSpeeds:
         """What the segments so far say; of two groups of a size, the faster is the middle one."""
         by_size: dict[int, dict[Ranks, float]] = {}
-        for group, mean in self._seen.items():
-            if mean.weight_at(self._added) >= _ENOUGH:
-                by_size.setdefault(len(group), {})[group] = mean.value
+        for ranks, seen in self._seen.items():
+            if seen.mean.weight_at(self._added) >= _ENOUGH:
+                by_size.setdefault(len(ranks), {})[ranks] = seen.mean.value
         slowness: dict[int, float] = {}
         suspects: list[Ranks] = []
         evidence: dict[int, Evidence] = {}
@@ -114,7 +119,7 @@ class RankSpeeds:
                     suspects.append(suspected)
                 if size == 1 or len(suspected) == 1:
                     (rank,) = suspected or group
-                    evidence[rank] = Evidence(math.exp(value - middle), self._samples_of[group], size == 1)
+                    evidence[rank] = Evidence(math.exp(value - middle), self._seen[group].samples, size == 1)
         ratios = tuple(math.exp(slowness.get(rank, 0.0)) for rank in range(len(self._samples)))
         return RelativeSpeeds(ratios, {group: ratios[group[-1]] for group in suspects}, evidence)
 

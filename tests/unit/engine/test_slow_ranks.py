@@ -7,33 +7,23 @@ import random
 import pytest
 
 from tests.unit.engine.conftest import Machine
-from tests.unit.latency_table.test_format import H100
 from tetriserve_backend.domain import SegmentKind
 from tetriserve_backend.engine import events as ev
 from tetriserve_backend.engine.config import DriftSettings, EngineSettings
 from tetriserve_backend.engine.core import EngineCore
 from tetriserve_backend.engine.metrics import drift_metrics, drift_status
 from tetriserve_backend.engine.rank_speeds import Evidence
-from tetriserve_backend.latency_table import LatencyTable, LatencyTables
+from tetriserve_backend.latency_table import LatencyTables
 from tetriserve_backend.scheduler.config import SchedulerSettings
 from tetriserve_backend.scheduler.registry import make_policy
 from tetriserve_backend.simulator.virtual_world import RankFailure, VirtualWorld
 from tetriserve_backend.simulator.workload import WorkloadSpec, generate
 
 
-@pytest.fixture(scope="module")
-def h100():
-    return LatencyTable.load(H100)
-
-
 @pytest.mark.parametrize("also_slower", [1.0, 1.2])
 def test_a_slow_rank_is_told_from_slow_work(table, also_slower):
     machine, draw = Machine(table, ranks=8), random.Random(2)
-    for _ in range(600):
-        size = draw.choice([1, 1, 2, 4])
-        start = draw.randrange(0, 8, size)
-        ranks = tuple(range(start, start + size))
-        machine.run(ranks, also_slower * (1.3 if 3 in ranks else 1.0) * draw.lognormvariate(0.0, 0.01))
+    mixed_work(machine, 1.3, 600, draw, also_slower=also_slower)
     monitor = machine.monitor
     assert dict(monitor.slow_ranks) == {3: pytest.approx(1.3, rel=0.03)}
     assert [rank.ratio for rank in monitor.snapshot().ranks] == [
@@ -46,14 +36,14 @@ def test_a_slow_rank_is_told_from_slow_work(table, also_slower):
         assert expected == pytest.approx(also_slower * (1.3 if 3 in ranks else 1.0), rel=0.03)
 
 
-def mixed_work(machine, slow, count, draw, *, ranks=8):
-    """Segments of all sizes on groups of working ranks; rank 3 takes `slow` times as long."""
+def mixed_work(machine, slow, count, draw, *, also_slower=1.0):
+    """Segments of all sizes on groups of working ranks of eight; rank 3 takes `slow` times as long."""
     for _ in range(count):
         size = draw.choice([1, 1, 2, 4])
-        start = draw.randrange(0, ranks, size)
+        start = draw.randrange(0, 8, size)
         group = tuple(range(start, start + size))
         if machine.monitor.quarantined_ranks.isdisjoint(group):
-            machine.run(group, (slow if 3 in group else 1.0) * draw.lognormvariate(0.0, 0.01))
+            machine.run(group, also_slower * (slow if 3 in group else 1.0) * draw.lognormvariate(0.0, 0.01))
 
 
 @pytest.mark.parametrize("slow", [2.3, 4.0, 20.0])

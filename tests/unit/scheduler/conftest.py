@@ -4,9 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import pytest
-
-from tests.unit.latency_table.test_format import H100
 from tetriserve_backend.domain import Assignment, Placement, Plan, Request, Segment, SegmentKind
 from tetriserve_backend.engine.commands import RunSegment
 from tetriserve_backend.engine.config import EngineSettings
@@ -21,11 +18,6 @@ from tetriserve_backend.simulator.virtual_world import Outcome, RankFailure, Vir
 
 SLO_S = {256: 1.5, 512: 2.0, 1024: 3.0, 2048: 5.0}
 POLICIES = ("tetriserve", "tetris", "rssp", "fcfs-optimal-shape", "fixed-sp1", "fixed-sp2", "fixed-sp4", "fixed-sp8")
-
-
-@pytest.fixture(scope="session")
-def h100() -> LatencyTable:
-    return LatencyTable.load(H100)
 
 
 def make_table(
