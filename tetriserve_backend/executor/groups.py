@@ -18,6 +18,7 @@ from xfuser import xFuserArgs
 from xfuser.core.distributed import get_runtime_state, initialize_runtime_state, parallel_state, runtime_state
 from xfuser.core.distributed.group_coordinator import SequenceParallelGroupCoordinator
 
+from tetriserve_backend.executor.group_memory import GroupMemory, share_memory
 from tetriserve_backend.executor.model_facts import ModelFacts
 from tetriserve_backend.executor.placements import shared_groups
 
@@ -54,6 +55,7 @@ class RankGroup(SequenceParallelGroupCoordinator):  # type: ignore[misc]
         self.device_group = self.ulysses_group = process_group
         self.cpu_group = self.ring_group = None
         self.device = device
+        self.memory: GroupMemory | None = None
 
 
 class HalvedGroup:
@@ -88,11 +90,15 @@ class RankGroups:
         rank, world_size: who we are.
         device: the device of this rank.
         timeout_s: how long a collective may take.
+        shares_memory: tensors go from one rank to others through memory, for which they wait with their cores awake.
     """
 
-    def __init__(self, rank: int, world_size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(
+        self, rank: int, world_size: int, device: torch.device, timeout_s: float, *, shares_memory: bool
+    ) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._timeout = timedelta(seconds=timeout_s)
+        self._shares_memory = shares_memory
         self._groups: dict[tuple[int, ...], RankGroup] = {}
         # What xfuser knows of a model is one global object. A model that goes takes its own along.
         self._states: WeakKeyDictionary[SequenceParallelModel, Any] = WeakKeyDictionary()
@@ -124,7 +130,7 @@ class RankGroups:
             doubles = ranks == world and self.backend == "nccl"
             made = dist.group.WORLD if doubles else self._new_group(ranks)
             if self.rank in ranks:
-                self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
+                self._groups[ranks] = self._group_of(ranks, made)
         if self.device.type == "cuda":
             self._warm()
 
@@ -144,7 +150,7 @@ class RankGroups:
             )
         finally:
             internals._process_group_name = name_of
-        self._groups[ranks] = RankGroup(ranks, made, self.rank, self.device)
+        self._groups[ranks] = self._group_of(ranks, made)
 
     def break_up(self, ranks: tuple[int, ...]) -> None:
         """Close our end of a group, so that members who wait for us in a collective fail at once.
@@ -155,6 +161,8 @@ class RankGroups:
         if group is None or group.device_group is None:
             return
         self._select(self._groups[(self.rank,)])
+        if group.memory is not None:
+            group.memory.close()
         dist.destroy_process_group(group.device_group)
 
     def has(self, ranks: tuple[int, ...]) -> bool:
@@ -182,12 +190,11 @@ class RankGroups:
 
     def broadcast(self, tensor: torch.Tensor, ranks: tuple[int, ...], root: int) -> None:
         """Send `tensor` of rank `root` into `tensor` of every other rank of `ranks`."""
-        group = self._groups[ranks].device_group
-        if self.device.type == "cpu" and len(ranks) == 2:
-            # To one rank gloo sends without passing through its threads, which takes a quarter less.
-            dist.send(tensor, max(set(ranks) - {root}), group) if self.rank == root else dist.recv(tensor, root, group)
+        group = self._groups[ranks]
+        if group.memory is not None and group.memory.fits(tensor):
+            group.memory.broadcast(tensor, ranks.index(root))
         else:
-            dist.broadcast(tensor, src=root, group=group)
+            dist.broadcast(tensor, src=root, group=group.device_group)
 
     def latest(self, moment_s: float, ranks: tuple[int, ...]) -> float:
         """The latest of the moments that the members of a group tell, once all have; on CPU."""
@@ -198,6 +205,9 @@ class RankGroups:
 
     def leave(self) -> None:
         """Give up all groups; needs no other rank."""
+        for group in self._groups.values():
+            if group.memory is not None:
+                group.memory.close()
         self._groups = {}
         if dist.is_initialized():
             # NCCL's orderly destruction waits for peers, of whom one may be dead.
@@ -212,6 +222,14 @@ class RankGroups:
 
     def _new_group(self, ranks: tuple[int, ...]) -> Any:
         return dist.new_group(list(ranks), timeout=self._timeout, backend=self.backend)
+
+    def _group_of(self, ranks: tuple[int, ...], process_group: Any) -> RankGroup:
+        """The coordinator of a group that its members have just made."""
+        group = RankGroup(ranks, process_group, self.rank, self.device)
+        if self._shares_memory:
+            timeout_s = self._timeout.total_seconds()
+            group.memory = share_memory(process_group, group.rank_in_group, group.world_size, timeout_s)
+        return group
 
     def _make_state(self, model: SequenceParallelModel) -> Any:
         """The runtime state of xfuser, which it builds from a pipeline-like object."""

@@ -13,10 +13,16 @@ _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the ranks run on. `device` is `cpu` or `cuda`."""
+    """What the ranks run on.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        has_core_per_thread: ranks on CPU have a core for each of their threads.
+    """
 
     device: str
     world_size: int
+    has_core_per_thread: bool = False
 
 
 def surely_without_gpu(device: str) -> bool:
@@ -38,12 +44,13 @@ def inspect_machine(device: str, executor: ExecutorSettings) -> Machine:
     if device == "cuda" and world_size > gpus:
         raise ConfigurationError(f"executor.world_size: {world_size}; allowed: 1 to {gpus}, the visible GPUs")
     cores = len(os.sched_getaffinity(0))
-    if device == "cpu" and executor.pin_ranks and world_size * executor.threads_per_rank > cores:
+    has_core_per_thread = device == "cpu" and world_size * executor.threads_per_rank <= cores
+    if device == "cpu" and executor.pin_ranks and not has_core_per_thread:
         raise ConfigurationError(
             f"executor.pin_ranks: {world_size} ranks of {executor.threads_per_rank} threads; allowed: as many as there "
             f"are cores, {cores}"
         )
-    return Machine(device, world_size)
+    return Machine(device, world_size, has_core_per_thread)
 
 
 def decide_dtype(settings: ModelSettings, device: str) -> str:

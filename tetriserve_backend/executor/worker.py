@@ -64,7 +64,9 @@ class Worker:
             from tetriserve_backend.executor.segment_runner import SegmentRunner  # noqa: PLC0415
 
             _quieten_libraries()
-            self._groups = RankGroups(spec.rank, spec.world_size, self._device, spec.group_timeout_s)
+            self._groups = RankGroups(
+                spec.rank, spec.world_size, self._device, spec.group_timeout_s, shares_memory=spec.shares_memory
+            )
             self._runner = SegmentRunner(self._models, self._groups, self._tell_step, self._paces)
             for model in spec.models:
                 self._load(model)

@@ -38,6 +38,7 @@ class RankSpec:
         device: decided, not `auto`.
         models: what it is to hold from the start.
         is_pinned: keeps to cores of its own.
+        shares_memory: as for `RankGroups`; on CPU.
     """
 
     rank: int
@@ -50,6 +51,7 @@ class RankSpec:
     group_timeout_s: float
     start_timeout_s: float
     is_pinned: bool = False
+    shares_memory: bool = False
     models: tuple[ModelSpec, ...] = ()
 
 

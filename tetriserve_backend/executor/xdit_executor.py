@@ -248,6 +248,7 @@ class XditExecutor:
                 rank=0, world_size=machine.world_size, name="", endpoint=endpoint, store_port=self._rendezvous.port,
                 device=machine.device, threads=settings.threads_per_rank, group_timeout_s=settings.group_timeout_s,
                 start_timeout_s=settings.start_timeout_s, is_pinned=settings.pin_ranks,
+                shares_memory=machine.has_core_per_thread,
             )
         )  # fmt: skip
         await started

@@ -11,9 +11,11 @@ import pytest
 
 from tests.integration.executor.driver import Driver
 from tetriserve_backend.domain import Request
+from tetriserve_backend.executor import xdit_executor
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
 from tetriserve_backend.executor.demo_config import DemoFluxConfig, DemoSd3Config
 from tetriserve_backend.executor.demo_models import build_directory
+from tetriserve_backend.executor.machine import Machine
 
 TINY = DemoFluxConfig(
     num_layers=2, num_single_layers=2, head_dim=16, rope_axes=(4, 4, 8), text_width=32, vae_channels=(8, 8, 8, 8)
@@ -96,10 +98,12 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="module")
 def world(tiny_model: Path) -> Iterator[Driver]:
-    """Four ranks with the tiny model."""
+    """Four ranks with the tiny model, who pass tensors through memory as where each has a core."""
     settings = ExecutorSettings(world_size=4, segment_timeout_s=6.0, form_timeout_s=6.0)
     driver = Driver(ModelSettings(path=str(tiny_model)), settings)
-    try:
-        yield driver.start()
-    finally:
-        driver.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xdit_executor, "inspect_machine", lambda *_: Machine("cpu", 4, has_core_per_thread=True))
+        try:
+            yield driver.start()
+        finally:
+            driver.stop()

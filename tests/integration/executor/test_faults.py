@@ -146,6 +146,27 @@ def test_stuck_rank_is_killed_and_its_request_goes_on(world: Driver, reference: 
     assert_same_image(world.image(request), reference(tiny_model, request, 64))
 
 
+def test_rank_that_dies_before_it_hands_a_latent_over_frees_the_ones_that_wait_for_it(
+    world: Driver, reference: Reference, tiny_model: Path
+) -> None:
+    request = make_request(seed=12)
+    first_half(world, request, (0,), 2)
+    dying, waiting = (world.executor.worker_pids()[rank] for rank in (0, 1))
+    os.kill(dying, signal.SIGSTOP)
+    handed_over = world.send(world.denoise(request, (0, 1), 2, 2, broadcast(0), broadcast(0)))
+    behind = world.send(world.encode(make_request(seed=13), 1))
+    os.kill(dying, signal.SIGKILL)
+    failed, encoded = world.outcomes([handed_over, behind])
+    assert isinstance(failed, SegmentFailed)
+    assert failed.retryable
+    assert isinstance(encoded, SegmentFinished), encoded
+    assert world.executor.worker_pids()[1] == waiting
+    world.reform()
+    rest = [world.denoise(request, (0, 1), 2, 2, host(0), host(0)), world.decode(request, 1, RESIDENT)]
+    assert all(isinstance(outcome, SegmentFinished) for outcome in world.run(rest))
+    assert_same_image(world.image(request), reference(tiny_model, request, 64))
+
+
 def test_rank_that_dies_while_groups_are_formed_leads_to_another_try(
     world: Driver, reference: Reference, tiny_model: Path
 ) -> None:

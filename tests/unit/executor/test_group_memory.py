@@ -1,0 +1,184 @@
+"""Tensors between the members of a group, each a thread here; who waits in vain is told so."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from tetriserve_backend.executor.group_memory import GroupMemory, size_bytes
+
+WAIT_S = 30.0
+Make = Callable[..., list[GroupMemory]]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+@pytest.fixture
+def make_members() -> Iterator[Make]:
+    """Makes the members of a group: all in this process, or the last in one that a test may end."""
+    with ExitStack() as at_end:
+
+        def make(size: int, timeout_s: float = WAIT_S, last_pid: int | None = None) -> list[GroupMemory]:
+            fd = os.memfd_create("test")
+            at_end.callback(os.close, fd)
+            os.ftruncate(fd, size_bytes())
+            pids = [os.getpid()] * (size - 1) + [last_pid or os.getpid()]
+            members = [
+                GroupMemory(fd, own, [os.pidfd_open(p) for n, p in enumerate(pids) if n != own], timeout_s)
+                for own in range(size)
+            ]
+            for member in members:
+                at_end.callback(member.close)
+            return members
+
+        yield make
+
+
+def random_tensors(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.randn(1, rows, 64, generator=torch.Generator().manual_seed(rows)).to(dtype) for rows in range(1, 200)]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_member_gets_what_the_root_has_whoever_that_is(
+    make_members: Make, pool: ThreadPoolExecutor, size: int, dtype: torch.dtype
+) -> None:
+    sent = random_tensors(dtype)
+
+    def take_part(own: int, member: GroupMemory) -> list[torch.Tensor]:
+        held = []
+        for number, tensor in enumerate(sent):
+            root = number * 3 % size if number % 5 else 0
+            held.append(tensor.clone() if own == root else torch.full_like(tensor, torch.nan))
+            member.broadcast(held[-1], root)
+        return held
+
+    for held in pool.map(take_part, range(size), make_members(size)):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(held, sent, strict=True))
+
+
+def test_root_does_not_write_over_what_a_slow_member_still_reads(make_members: Make, pool: ThreadPoolExecutor) -> None:
+    root, quick, slow = make_members(3)
+    first, second = torch.ones(8), torch.full((8,), 2.0)
+
+    def send() -> None:
+        root.broadcast(first, 0)
+        root.broadcast(second, 0)
+
+    sending = pool.submit(send)
+    received = torch.zeros(8)
+    quick.broadcast(received, 0)
+    time.sleep(0.05)
+    assert not sending.done()
+    slow.broadcast(received := torch.zeros(8), 0)
+    assert torch.equal(received, first)
+    sending.result(WAIT_S)
+
+
+def waits_for_the_last(members: list[GroupMemory], pool: ThreadPoolExecutor) -> "Future[None]":
+    return pool.submit(members[0].broadcast, torch.zeros(8), len(members) - 1)
+
+
+def test_who_waits_for_a_member_that_leaves_fails_at_once(make_members: Make, pool: ThreadPoolExecutor) -> None:
+    members = make_members(3)
+    waiting = waits_for_the_last(members, pool)
+    members[1].close()
+    with pytest.raises(ConnectionError, match="member 1 has left"):
+        waiting.result(WAIT_S)
+
+
+def test_who_waits_for_a_member_that_dies_fails_at_once(make_members: Make, pool: ThreadPoolExecutor) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        waiting = waits_for_the_last(make_members(2, last_pid=other.pid), pool)
+        time.sleep(0.05)
+        assert not waiting.done()
+        other.kill()
+        with pytest.raises(ConnectionError, match="a member is dead"):
+            waiting.result(WAIT_S)
+
+
+def test_what_a_member_has_sent_before_it_left_still_arrives(make_members: Make) -> None:
+    one, other = make_members(2)
+    sent, received = torch.arange(8.0), torch.zeros(8)
+    other.broadcast(sent, 1)
+    other.close()
+    one.broadcast(received, 1)
+    assert torch.equal(received, sent)
+    with pytest.raises(ConnectionError, match="has left"):
+        one.broadcast(received, 1)
+
+
+def test_waiting_ends_with_the_timeout(make_members: Make) -> None:
+    members = make_members(2, timeout_s=0.05)
+    with pytest.raises(TimeoutError, match=r"timed out: waited 0\.05 s for member 1"):
+        members[0].broadcast(torch.zeros(8), 1)
+
+
+def test_only_what_fits_is_transferred() -> None:
+    assert GroupMemory.fits(torch.empty(64 << 20, dtype=torch.uint8))
+    assert not GroupMemory.fits(torch.empty((64 << 20) + 1, dtype=torch.uint8))
+    assert not GroupMemory.fits(torch.empty((32 << 20) + 1, dtype=torch.bfloat16))
+
+
+MEMBER = """
+import os, sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from tetriserve_backend.executor import group_memory
+
+own, size, port, lacks = map(int, sys.argv[1:])
+store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+dist.init_process_group("gloo", store=store, rank=own, world_size=size, timeout=timedelta(seconds=60))
+if own == lacks:
+    def refuse(*_):
+        raise PermissionError
+    os.pidfd_open = refuse
+before = len(os.listdir("/proc/self/fd"))
+memory = group_memory.share_memory(dist.group.WORLD, own, size, 60.0)
+print("descriptors:", len(os.listdir("/proc/self/fd")) - before)
+if memory is None:
+    print("none")
+else:
+    tensor = torch.full((1000,), float(own))
+    memory.broadcast(tensor, 1)
+    memory.close()
+    del memory
+    print(tensor.unique().tolist(), len(os.listdir("/proc/self/fd")) - before)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [
+        pytest.param(-1, ["descriptors: 3", "[1.0] 0"], id="all-can"),
+        pytest.param(2, ["descriptors: 0", "none"], id="one-cannot"),
+    ],
+)
+def test_processes_share_memory_if_all_can(lacks: int, told: list[str]) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    command = [sys.executable, "-c", MEMBER]
+    with ExitStack() as running:
+        members = [
+            running.enter_context(
+                subprocess.Popen(
+                    [*command, str(own), "3", str(store.port), str(lacks)],
+                    stdout=subprocess.PIPE, text=True, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+                )
+            )
+            for own in range(3)
+        ]  # fmt: skip
+        assert [member.communicate(timeout=120)[0].split("\n")[:2] for member in members] == [told] * 3
