@@ -97,14 +97,18 @@ class LatencyTable:
         """The table as JSON values, unknown keys included."""
         return dump_document(self._document)
 
-    def restricted_to(self, degrees: Iterable[int]) -> "LatencyTable":
-        """The same table without the steps at other sequence-parallel degrees.
+    def restricted_to(self, degrees: Iterable[int], ranks: int) -> "LatencyTable":
+        """The same table without the steps at other sequence-parallel degrees or on more ranks.
+
+        Args:
+            degrees: those that are kept.
+            ranks: how many there are; a split of the guidance takes twice as many as its degree.
 
         Raises:
             LatencyTableError: nothing of one image at a time is left.
         """
         wanted = set(degrees)
-        step = [entry for entry in self._document.step if entry.sp in wanted]
+        step = [entry for entry in self._document.step if entry.sp in wanted and entry.ranks <= ranks]
         if not any(entry.batch == 1 for entry in step):
             profiled = sorted({entry.sp for entry in self._document.step})
             problem = f"has the degrees {profiled}; expected one of {sorted(wanted)}"

@@ -155,7 +155,8 @@ class ServedModels(Mapping[str, ServedModel]):
             lambda: measure_table(model, resolutions, conditions, _log.info),
         )
         # Whatever the table was measured on: a degree that this model cannot run at must not be offered.
-        return table.restricted_to(usable_degrees(model.world_size, *model.facts.shared_counts.values()))
+        degrees = usable_degrees(model.world_size, *model.facts.shared_counts.values())
+        return table.restricted_to(degrees, model.world_size)
 
 
 def _facts(name: str, model: ModelExecutor, table: LatencyTable) -> dict[str, object]:

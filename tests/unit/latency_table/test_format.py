@@ -229,7 +229,7 @@ def test_a_table_of_other_ranks_or_of_no_measurement_is_not_replaced_by_the_fix(
         (published, 3, "'/models/my model'"),
     ):
         with pytest.raises(LatencyTableError, match=r"step: has the degrees \[1, 2\]") as error:
-            table.restricted_to((degree,))
+            table.restricted_to((degree,), 8)
         how = f"--model {model} --set model.dtype=float32 --world-size {degree}"
         what = f"--resolutions 256x256 --degrees 1,2,{degree} --batches 1"
         assert str(error.value).endswith(f"; fix: `tetriserve profile {how} {what}`")

@@ -79,8 +79,21 @@ def test_a_degree_profiled_for_large_images_only_is_not_offered_for_small_ones()
     assert table.degrees(1024, 1024) == (1, 2, 4, 8)
 
 
+def test_table_restricted_to_ranks_splits_the_guidance_over_no_more_than_these():
+    raw = TABLE.to_dict()
+    raw["step"] += [
+        {"height": 512, "width": 512, "sp": sp, "batch": 1, "cfg": 2, "seconds": 1e-3 / sp} for sp in (1, 2)
+    ]
+    table = LatencyTable.from_dict(raw, "t")
+    assert table.restricted_to((1, 2), 4).step_s(512, 512, 4) == 5e-4
+    two = table.restricted_to((1, 2), 2)
+    assert two.degrees(512, 512) == (1, 2)
+    assert two.fastest_step_s(512, 512) == 1e-3
+    assert table.restricted_to((1, 2), 1).fastest_step_s(512, 512) == TABLE.step_s(512, 512, 1)
+
+
 def test_restricted_table_offers_the_wanted_degrees_only():
-    table = TABLE.restricted_to((1, 2, 16))
+    table = TABLE.restricted_to((1, 2, 16), 16)
     assert table.degrees(1024, 1024) == (1, 2)
     assert table.step_s(1024, 1024, 2) == TABLE.step_s(1024, 1024, 2)
     assert {entry["sp"] for entry in table.to_dict()["step"]} == {1, 2}
@@ -88,4 +101,4 @@ def test_restricted_table_offers_the_wanted_degrees_only():
         k: v for k, v in TABLE.to_dict().items() if k != "step"
     }
     with pytest.raises(LatencyTableError, match=r"step: has the degrees \[1, 2, 4, 8\]; expected one of \[3\]"):
-        TABLE.restricted_to((3,))
+        TABLE.restricted_to((3,), 8)

@@ -54,7 +54,7 @@ def conflicts(settings: ServerSettings, table: LatencyTable) -> Iterator[Finding
         yield Finding(Severity.ERROR, f"request {shape[0]}x{shape[1]}", text)
     world_size = _world_size(settings, table)
     try:
-        make_policy(settings.scheduler, table.restricted_to(usable_degrees(world_size)), world_size)
+        make_policy(settings.scheduler, table.restricted_to(usable_degrees(world_size), world_size), world_size)
     except (ConfigurationError, LatencyTableError) as error:
         yield Finding(Severity.ERROR, f"policy {settings.scheduler.policy}", str(error))
 
