@@ -1,166 +1,202 @@
-"""Memory that the ranks of one group share, through which a tensor goes from one of them to the others.
+"""Memory that the ranks of one group share, through which tensors go from one of them to the others.
 
-On CPU most of what a message of a few hundred KB costs is waking the core that waits for it. Here who waits keeps
-its core awake, and leaves it to any other thread that has something to do there.
+On CPU most of what a message of a few hundred KB costs is waking the core that waits for it, so who waits here stays
+awake.
 """
 
 import contextlib
+import logging
 import mmap
 import os
 import platform
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-_CAPACITY = 64 << 20  # bytes; what has not been written takes no memory
-_LINE = 8  # words; a member's words have a cache line of their own
+_log = logging.getLogger(__name__)
+_CAPACITY_BYTES = 64 << 20
+"""Of one tensor; what has not been written takes no memory."""
+_LINE = 8  # words: those of a rank have a cache line of their own
 _DONE, _GONE = 0, 1  # which word of its line
-_MAX_MEMBERS = mmap.PAGESIZE // (8 * _LINE)
-# Far more than segments are sent ahead. Whoever waits longer is no longer in a hurry.
-_AWAKE_S, _NAP_S = 1.0, 1e-3
+_MAX_RANKS = mmap.PAGESIZE // (8 * _LINE)
 _TURNS_PER_LOOK = 64
+# So many turns take some 0.05 ms. If they take as long as this, another thread wants the core, and a thread that
+# sleeps gets it back sooner than one that yields it.
+_CONTENDED_S, _NAP_S = 1e-3, 5e-4
+# Far more than segments are sent ahead: who waits longer is no longer in a hurry.
+_AWAKE_S = 1.0
 
 
 class GroupMemory:
-    """One member's view of it. All members transfer the same tensors in the same order.
+    """The view that one rank has of such memory. All ranks of the group transfer the same tensors in the same order.
 
     Args:
-        fd: of the memory, `size_bytes` long; the caller may close it.
-        own: which member this is, counted in the group.
-        members: a descriptor of each other member's process (pidfd), which are closed with this.
-        timeout_s: how long another member may keep this one waiting.
+        memory: shared by them, `size_bytes` long.
+        ranks: of the group.
+        rank: whose view this is.
+        pidfds: descriptors of the other ranks' processes, by rank; closed with this.
+        timeout_s: how long a transfer may take.
     """
 
-    def __init__(self, fd: int, own: int, members: Sequence[int], timeout_s: float) -> None:
-        self._own, self._members, self._timeout_s = own, members, timeout_s
-        memory = mmap.mmap(fd, size_bytes())
+    def __init__(
+        self, memory: mmap.mmap, ranks: Sequence[int], rank: int, pidfds: Mapping[int, int], timeout_s: float
+    ) -> None:
         self._words = memoryview(memory)[: mmap.PAGESIZE].cast("Q")
         self._data = torch.frombuffer(memory, dtype=torch.uint8, offset=mmap.PAGESIZE)
-        self._poll = select.poll()
-        for process in members:
-            self._poll.register(process, select.POLLIN)
-        self._others = [member for member in range(len(members) + 1) if member != own]
+        self._lines = {member: index * _LINE for index, member in enumerate(ranks)}
+        self._rank, self._timeout_s = rank, timeout_s
+        self._pidfds = dict(pidfds)
+        self._deaths = select.poll()
+        for pidfd in pidfds.values():
+            self._deaths.register(pidfd, select.POLLIN)
         self._count = 0
 
     @staticmethod
     def fits(tensor: torch.Tensor) -> bool:
-        """Whether a tensor can be transferred; the same on all members."""
-        return tensor.numel() * tensor.element_size() <= _CAPACITY
+        """Whether a tensor can be transferred; the same on all ranks."""
+        return tensor.numel() * tensor.element_size() <= _CAPACITY_BYTES
 
     def broadcast(self, tensor: torch.Tensor, root: int) -> None:
-        """Send `tensor`, contiguous, of member `root` into `tensor` of every other member.
+        """Send `tensor`, contiguous, of rank `root` into `tensor` of every other rank.
 
         Raises:
-            ConnectionError: a member has left or is dead.
+            ConnectionError: a rank has left or is dead.
             TimeoutError: one is late.
         """
+        deadline_s = time.monotonic() + self._timeout_s
         flat = tensor.view(-1).view(torch.uint8)
         shared = self._data[: flat.numel()]
-        if root == self._own:
+        if root == self._rank:
             # What was there before may still be read.
-            for member in self._others:
-                self._wait_for(member, self._count)
+            for member in self._pidfds:
+                self._wait_for(member, self._count, deadline_s)
             shared.copy_(flat)
         else:
-            self._wait_for(root, self._count + 1)
+            self._wait_for(root, self._count + 1, deadline_s)
             flat.copy_(shared)
         self._count += 1
-        self._words[self._own * _LINE + _DONE] = self._count
+        self._words[self._lines[self._rank] + _DONE] = self._count
 
     def close(self) -> None:
-        """Leave; who waits for this member, or will, fails. Idempotent."""
-        self._words[self._own * _LINE + _GONE] = 1
-        for process in self._members:
-            os.close(process)
-        self._members = ()
+        """Leave; who waits for this rank, or will, fails. Idempotent."""
+        self._words[self._lines[self._rank] + _GONE] = 1
+        while self._pidfds:
+            _, pidfd = self._pidfds.popitem()
+            os.close(pidfd)
 
-    def _wait_for(self, member: int, count: int) -> None:
-        """Wait until a member is done with `count` transfers."""
-        words, word = self._words, member * _LINE + _DONE
-        start_s = time.monotonic()
+    def _wait_for(self, member: int, count: int, deadline_s: float) -> None:
+        """Wait until a rank is done with `count` transfers."""
+        words, word = self._words, self._lines[member] + _DONE
+        look_s = time.monotonic()
+        nap_from_s = look_s + _AWAKE_S
         while True:
             for _ in range(_TURNS_PER_LOOK):
                 if words[word] >= count:
                     return
                 os.sched_yield()
-            self._check_members()
-            waited_s = time.monotonic() - start_s
-            if waited_s > self._timeout_s:
-                raise TimeoutError(f"timed out: waited {self._timeout_s:g} s for member {member} of the group")
-            if waited_s > _AWAKE_S:
+            self._check_ranks()
+            now_s = time.monotonic()
+            if now_s > deadline_s:
+                raise TimeoutError(f"timed out: rank {member} kept rank {self._rank} waiting for {self._timeout_s:g} s")
+            if now_s - look_s > _CONTENDED_S or now_s > nap_from_s:
                 time.sleep(_NAP_S)
+                now_s = time.monotonic()
+            look_s = now_s
 
-    def _check_members(self) -> None:
-        gone = [member for member in self._others if self._words[member * _LINE + _GONE]]
-        if gone or self._poll.poll(0):
-            raise ConnectionError(f"the group broke: {f'member {gone[0]} has left' if gone else 'a member is dead'}")
+    def _check_ranks(self) -> None:
+        for member in self._pidfds:
+            if self._words[self._lines[member] + _GONE]:
+                raise ConnectionError(f"rank {member} has left the group of ranks {tuple(self._lines)}")
+        for pidfd, _ in self._deaths.poll(0):
+            dead = next(member for member, known in self._pidfds.items() if known == pidfd)
+            raise ConnectionError(f"rank {dead} of the group of ranks {tuple(self._lines)} is dead")
 
 
 def size_bytes() -> int:
     """How large the memory of a group is."""
-    return mmap.PAGESIZE + _CAPACITY
+    return mmap.PAGESIZE + _CAPACITY_BYTES
 
 
-def share_memory(process_group: Any, own: int, size: int, timeout_s: float) -> GroupMemory | None:
-    """Make the memory of a group; all of its members call this at once, on one machine.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a rank's processes is, and the memory if it has made some, with what it is known by there."""
+
+    pid: int
+    has_memory: bool = False
+    fd: int = 0
+    device: int = 0
+    inode: int = 0
+
+
+def share_memory(process_group: Any, ranks: Sequence[int], rank: int, timeout_s: float) -> GroupMemory | None:
+    """Make the memory of a group; all of its ranks call this at once, on one machine.
 
     Args:
         process_group: theirs, on CPU.
-        own: which member this is.
-        size: of how many.
+        ranks: of the group.
+        rank: who calls.
         timeout_s: as for `GroupMemory`.
 
     Returns:
-        None, on all members, where one cannot have it.
+        None, on all ranks, where one of them cannot have it.
     """
-    made = _make_memory() if own == 0 and size <= _MAX_MEMBERS else None
-    places = [torch.zeros(2, dtype=torch.int64) for _ in range(size)]
-    dist.all_gather(places, torch.tensor([os.getpid(), -1 if made is None else made]), group=process_group)
-    processes = [int(place[0]) for place in places]
-    memory = _open_memory(processes, int(places[0][1]), own, timeout_s)
-    is_open = torch.tensor([memory is not None], dtype=torch.int64)
-    dist.all_reduce(is_open, op=dist.ReduceOp.MIN, group=process_group)
-    if made is not None:
-        os.close(made)
+    with contextlib.ExitStack() as at_end:
+        place = _Place(os.getpid())
+        if rank == ranks[0] and len(ranks) <= _MAX_RANKS:
+            place = _make_memory(at_end)
+        rows = [torch.zeros(len(astuple(place)), dtype=torch.int64) for _ in ranks]
+        dist.all_gather(rows, torch.tensor(astuple(place), dtype=torch.int64), group=process_group)
+        places = {member: _Place(*row.tolist()) for member, row in zip(ranks, rows, strict=True)}
+        memory = _open_memory(places, rank, timeout_s) if places[ranks[0]].has_memory else None
+        is_open = torch.tensor([memory is not None], dtype=torch.int64)
+        dist.all_reduce(is_open, op=dist.ReduceOp.MIN, group=process_group)
     if memory is not None and not is_open:
         memory.close()
         return None
     return memory
 
 
-def _make_memory() -> int | None:
-    """A descriptor of it; None where the system or the processor is not fit for it."""
+def _make_memory(until: contextlib.ExitStack) -> _Place:
+    """Have memory `until` then, where the system and the processor are fit for it."""
     # A count that tells of data must not be seen before the data: only x86 promises that for plain stores.
     if platform.machine() not in ("x86_64", "AMD64"):
-        return None
+        return _Place(os.getpid())
     try:
         fd = os.memfd_create("tetriserve-group")
+        until.callback(os.close, fd)
         os.ftruncate(fd, size_bytes())
-    except (AttributeError, OSError):
-        return None
-    return fd
+    except OSError as error:
+        _log.warning("hand-overs go by gloo, which is slower: no memory to share (%s)", error)
+        return _Place(os.getpid())
+    status = os.fstat(fd)
+    return _Place(os.getpid(), has_memory=True, fd=fd, device=status.st_dev, inode=status.st_ino)
 
 
-def _open_memory(processes: Sequence[int], fd: int, own: int, timeout_s: float) -> GroupMemory | None:
-    """What the first of `processes` has made as its `fd`; None if that cannot be had."""
-    if fd < 0:
-        return None
-    with contextlib.ExitStack() as at_failure:
+def _open_memory(places: Mapping[int, _Place], rank: int, timeout_s: float) -> GroupMemory | None:
+    """What the first of these ranks has made, as `rank` sees it; None if that cannot be had."""
+    ranks = list(places)
+    source = places[ranks[0]]
+    with contextlib.ExitStack() as at_failure, contextlib.ExitStack() as at_end:
         try:
-            there = os.open(f"/proc/{processes[0]}/fd/{fd}", os.O_RDWR)
-            at_failure.callback(os.close, there)
-            members = []
-            for member, process in enumerate(processes):
-                if member != own:
-                    members.append(os.pidfd_open(process))
-                    at_failure.callback(os.close, members[-1])
-            memory = GroupMemory(there, own, members, timeout_s)
-        except (AttributeError, OSError):
+            fd = os.open(f"/proc/{source.pid}/fd/{source.fd}", os.O_RDWR)
+            at_end.callback(os.close, fd)
+            status = os.fstat(fd)
+            # In another name space of processes it may be anybody's file.
+            if (status.st_dev, status.st_ino) != (source.device, source.inode):
+                raise OSError(f"process {source.pid} is another one in /proc")
+            pidfds = {}
+            for member in ranks:
+                if member != rank:
+                    pidfds[member] = os.pidfd_open(places[member].pid)
+                    at_failure.callback(os.close, pidfds[member])
+            memory = GroupMemory(mmap.mmap(fd, size_bytes()), ranks, rank, pidfds, timeout_s)
+        except OSError as error:
+            _log.warning("hand-overs between ranks %s go by gloo, which is slower: %s", ranks, error)
             return None
         at_failure.pop_all()
-        os.close(there)
         return memory

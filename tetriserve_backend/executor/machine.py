@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ExecutorSettings, ModelSettings
+from tetriserve_backend.executor.container import core_quota
 
 _CPU_WORLD_SIZE = 2
 _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
@@ -17,7 +18,7 @@ class Machine:
 
     Attributes:
         device: `cpu` or `cuda`.
-        has_core_per_thread: ranks on CPU have a core for each of their threads.
+        has_core_per_thread: ranks on CPU have a core for each of their threads, of which a container may use all.
     """
 
     device: str
@@ -44,13 +45,13 @@ def inspect_machine(device: str, executor: ExecutorSettings) -> Machine:
     if device == "cuda" and world_size > gpus:
         raise ConfigurationError(f"executor.world_size: {world_size}; allowed: 1 to {gpus}, the visible GPUs")
     cores = len(os.sched_getaffinity(0))
-    has_core_per_thread = device == "cpu" and world_size * executor.threads_per_rank <= cores
-    if device == "cpu" and executor.pin_ranks and not has_core_per_thread:
+    threads = world_size * executor.threads_per_rank
+    if device == "cpu" and executor.pin_ranks and threads > cores:
         raise ConfigurationError(
             f"executor.pin_ranks: {world_size} ranks of {executor.threads_per_rank} threads; allowed: as many as there "
             f"are cores, {cores}"
         )
-    return Machine(device, world_size, has_core_per_thread)
+    return Machine(device, world_size, device == "cpu" and threads <= min(cores, core_quota() or cores))
 
 
 def decide_dtype(settings: ModelSettings, device: str) -> str:

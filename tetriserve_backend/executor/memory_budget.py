@@ -9,13 +9,13 @@ import psutil
 
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.executor.config import ModelSettings
+from tetriserve_backend.executor.container import memory_left_bytes
 from tetriserve_backend.executor.stored_weights import PartWeights, made_weights, read_weights
 
 _GIB = 1 << 30
 _T5_OF_SD3, _ENCODERS = "text_encoder_3", "text_encoder"
 # Least room for activations, communication buffers and the libraries; what a batch needs, profiling finds.
 _DEVICE_ROOM, _RANK_ROOM = 1 * _GIB, 64 << 20
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +137,8 @@ def _what_would_fit(layout: Layout, room: _Room) -> str:
 
 def _free_host_bytes() -> int:
     """What the machine could give, or what is left to this container."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-    except (OSError, ValueError):
-        # No such limit.
-        return free
-    return min(free, max(0, limit - used))
+    free, left = int(psutil.virtual_memory().available), memory_left_bytes()
+    return free if left is None else min(free, left)
 
 
 def _gib(size: int) -> str:

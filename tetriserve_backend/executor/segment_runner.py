@@ -213,4 +213,4 @@ def _hold(pace: HeldPace | None, times: int) -> None:
 
 
 def _is_communication_error(error: Exception) -> bool:
-    return isinstance(error, ConnectionError) or bool(_COMMUNICATION_ERROR.search(str(error)))
+    return isinstance(error, ConnectionError | TimeoutError) or bool(_COMMUNICATION_ERROR.search(str(error)))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,23 @@ def reference() -> Reference:
 def world(tiny_model: Path) -> Iterator[Driver]:
     """Four ranks with the tiny model, who pass tensors through memory as where each has a core."""
     settings = ExecutorSettings(world_size=4, segment_timeout_s=6.0, form_timeout_s=6.0)
-    driver = Driver(ModelSettings(path=str(tiny_model)), settings)
+    with four_ranks(ModelSettings(path=str(tiny_model)), settings, has_core_per_thread=True) as driver:
+        yield driver
+
+
+@contextmanager
+def four_ranks(model: ModelSettings, settings: ExecutorSettings, *, has_core_per_thread: bool) -> Iterator[Driver]:
+    """A started driver, on as many cores as are there, told that these are enough or not."""
+    driver = Driver(model, settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xdit_executor, "inspect_machine", lambda *_: Machine("cpu", 4, has_core_per_thread=True))
+        patch.setattr(xdit_executor, "inspect_machine", lambda *_: Machine("cpu", 4, has_core_per_thread))
         try:
             yield driver.start()
         finally:
             driver.stop()
+
+
+def shared_memories(driver: Driver) -> set[int]:
+    """How many memories a rank shares with others, for each rank."""
+    pids = driver.executor.worker_pids().values()
+    return {Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").count("/memfd:tetriserve-group") for pid in pids}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.executor.conftest import Reference
+from tests.integration.executor.conftest import Reference, shared_memories
 from tests.integration.executor.driver import CREATE, RESIDENT, Driver, Schedule, broadcast, make_request
 from tetriserve_backend.domain import image_tokens
 from tetriserve_backend.engine.commands import HandOver
@@ -33,6 +33,10 @@ def test_changing_degree_gives_the_image_of_diffusers(
     request = make_request(height, width)
     ours = world.generate(request, ONE_TWO_FOUR_ONE)
     assert_same_image(ours, reference(tiny_model, request, 64))
+
+
+def test_ranks_with_a_core_for_each_thread_share_memory_with_the_groups_they_are_in(world: Driver) -> None:
+    assert shared_memories(world) == {2}
 
 
 def test_latent_at_degree_one_is_bit_exact(world: Driver, reference: Reference, tiny_model: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.executor.conftest import Reference
+from tests.integration.executor.conftest import Reference, four_ranks, shared_memories
 from tests.integration.executor.driver import CREATE, RESIDENT, Driver, Schedule, broadcast, make_request
 from tests.integration.executor.test_parity import ALL, ONE_TWO_FOUR_ONE, assert_same_image
 from tetriserve_backend.engine.commands import HandOver
@@ -24,11 +24,13 @@ GUIDED, UNGUIDED = 5.0, 1.0
 @pytest.fixture(scope="module")
 def sd35(tiny_sd35: Path) -> Iterator[Driver]:
     """Four ranks with a model that has two attentions in one block, and norms of queries and keys."""
-    driver = Driver(ModelSettings(path=str(tiny_sd35)), ExecutorSettings(world_size=4))
-    try:
-        yield driver.start()
-    finally:
-        driver.stop()
+    settings = ExecutorSettings(world_size=4)
+    with four_ranks(ModelSettings(path=str(tiny_sd35)), settings, has_core_per_thread=False) as driver:
+        yield driver
+
+
+def test_ranks_without_a_core_for_each_thread_share_no_memory(sd35: Driver) -> None:
+    assert shared_memories(sd35) == {0}
 
 
 @pytest.mark.parametrize("guidance_scale", [GUIDED, UNGUIDED])
