@@ -124,7 +124,7 @@ def size_bytes() -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a rank's processes is, and the memory if it has made some, with what it is known by there."""
+    """Where a rank's process is, and the memory if it has made some, with what it is known by there."""
 
     pid: int
     has_memory: bool = False
