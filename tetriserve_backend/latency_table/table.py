@@ -9,7 +9,9 @@ from typing import Any
 from tetriserve_backend.domain import PIXELS_PER_TOKEN_SIDE, LatencyTableError, SegmentKind, image_tokens
 from tetriserve_backend.latency_table.curve import TokenCurve
 from tetriserve_backend.latency_table.document import StepEntry, TableDocument, dump_document, parse_document, refusal
+from tetriserve_backend.latency_table.moves import Moves
 from tetriserve_backend.latency_table.remedy import profile_command
+from tetriserve_backend.latency_table.step_times import StepTimes
 from tetriserve_backend.latency_table.work import Work, decode_work, encode_work, step_work
 
 
@@ -43,25 +45,16 @@ class LatencyTable:
             sorted({(e.height, e.width) for e in document.step if e.batch == 1}, key=lambda s: (image_tokens(*s), s))
         )
         """Profiled (height, width) pairs, fewest tokens first."""
-        points: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
-        for entry in document.step:
-            points.setdefault((entry.ranks, entry.batch, entry.cfg), []).append(
-                (image_tokens(entry.height, entry.width), entry.seconds)
-            )
-        self._step_curves: dict[tuple[int, int], dict[int, TokenCurve]] = {}
-        for (degree, batch, cfg), values in points.items():
-            self._step_curves.setdefault((degree, batch), {})[cfg] = TokenCurve(values)
-        self._profiled = {(e.height, e.width, e.ranks, e.batch, e.cfg): e.seconds for e in document.step}
+        self._steps = StepTimes(document.step)
         self._modes: dict[tuple[int, int, int, int], tuple[float, int]] = {}
         self._decode_curve = TokenCurve((image_tokens(e.height, e.width), e.seconds) for e in document.decode)
         self._decode_cache = {(e.height, e.width): e.seconds for e in document.decode}
         self._encode_s = next(e.seconds for e in document.encode if e.batch == 1)
-        self._moves = _moves(document)
+        self._moves = Moves(document)
         self._degrees_cache: dict[tuple[int, int], tuple[int, ...]] = {}
         self._batches_cache: dict[tuple[int, int, int], tuple[int, ...]] = {}
-        single = [curve for (_, batch), curves in self._step_curves.items() if batch == 1 for curve in curves.values()]
-        self._min_tokens = max(min(curve.min_tokens for curve in single), self._decode_curve.min_tokens)
-        self._max_tokens = min(max(curve.max_tokens for curve in single), self._decode_curve.max_tokens)
+        self._min_tokens = max(self._steps.min_tokens, self._decode_curve.min_tokens)
+        self._max_tokens = min(self._steps.max_tokens, self._decode_curve.max_tokens)
         if self._min_tokens > self._max_tokens:
             fix = "measure both, which `tetriserve profile` does"
             raise refusal(origin, "decode", "expected entries for the resolutions of step", fix)
@@ -131,7 +124,7 @@ class LatencyTable:
             for entry in self._document.step
         ]
         for work in measured:
-            if (work.height, work.width, work.degree, work.batch, work.cfg_degree) not in self._profiled:
+            if not self._steps.is_profiled(work):
                 entry = StepEntry(
                     height=work.height,
                     width=work.width,
@@ -160,9 +153,7 @@ class LatencyTable:
             degree: ranks of the segment.
             from_outside: none of them has it, rather than some.
         """
-        moves = self._moves.get(from_outside, {})
-        values = moves.get(degree) or [seconds for many in moves.values() for seconds in many]
-        return sum(values) / len(values) if values else 0.0
+        return self._moves.mean_s(degree, from_outside=from_outside)
 
     @property
     def origin(self) -> str:
@@ -202,7 +193,7 @@ class LatencyTable:
         if work.kind is SegmentKind.DECODE:
             return self.decode_s(work.height, work.width)
         self.check_resolution(work.height, work.width)
-        seconds = self._split_s(work.height, work.width, work.degree, work.batch, work.cfg_degree)
+        seconds = self._steps.seconds(work.height, work.width, work.degree, work.batch, work.cfg_degree)
         if seconds is None:
             raise self._no_step(work.height, work.width, work.degree, work.batch)
         return seconds
@@ -225,52 +216,28 @@ class LatencyTable:
         batches = self._batches_cache.get(key)
         if batches is None:
             self.check_resolution(height, width)
-            tokens = image_tokens(height, width)
-            batches = self._batches_cache[key] = tuple(
-                batch
-                for (ranks, batch), curves in sorted(self._step_curves.items())
-                if ranks == degree and any(curve.covers(tokens) for curve in curves.values())
-            )
+            batches = self._batches_cache[key] = self._steps.batches(height, width, degree)
         return batches
 
     def _mode(self, height: int, width: int, degree: int, batch: int) -> tuple[float, int]:
-        """Seconds per step and split of the guidance, the fastest of those whose parts divide the tokens."""
+        """Seconds per step and the best split of the guidance."""
         key = (height, width, degree, batch)
         mode = self._modes.get(key)
         if mode is None:
             self.check_resolution(height, width)
-            tokens = image_tokens(height, width)
-            modes = []
-            for cfg in self._step_curves.get((degree, batch), {}):
-                seconds = self._split_s(height, width, degree, batch, cfg)
-                if seconds is not None:
-                    modes.append((tokens % (degree // cfg) > 0, seconds, cfg))
-            if not modes:
+            mode = self._steps.best(height, width, degree, batch)
+            if mode is None:
                 raise self._no_step(height, width, degree, batch)
-            _, seconds, cfg = min(modes)
-            mode = self._modes[key] = (seconds, cfg)
+            self._modes[key] = mode
         return mode
 
-    def _split_s(self, height: int, width: int, degree: int, batch: int, cfg: int) -> float | None:
-        seconds = self._profiled.get((height, width, degree, batch, cfg))
-        if seconds is None:
-            curve = self._step_curves.get((degree, batch), {}).get(cfg)
-            tokens = image_tokens(height, width)
-            seconds = curve.seconds_at(tokens) if curve is not None and curve.covers(tokens) else None
-        return seconds
-
     def _no_step(self, height: int, width: int, degree: int, batch: int) -> LatencyTableError:
-        around = self._profiled_around(image_tokens(height, width))
+        around = self._steps.around(height, width)
         problem = f"no step of {height}x{width} with degree = {degree}, batch = {batch}"
         fix = profile_command(
             self._document, self._origin, resolutions=[(height, width)], degrees=[degree], batches=[batch]
         )
         return refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
-
-    def _profiled_around(self, tokens: int) -> list[tuple[int, int]]:
-        return sorted(
-            key for key, curves in self._step_curves.items() if any(c.covers(tokens) for c in curves.values())
-        )
 
     def encode_s(self) -> float:
         """Seconds of the text encoders on one rank: once for a segment, however many requests share its prompt."""
@@ -297,13 +264,7 @@ class LatencyTable:
         degrees = self._degrees_cache.get((height, width))
         if degrees is None:
             self.check_resolution(height, width)
-            tokens = image_tokens(height, width)
-            degrees = self._degrees_cache[height, width] = tuple(
-                degree
-                for (degree, batch), curves in sorted(self._step_curves.items())
-                if batch == 1
-                and any(tokens % (degree // cfg) == 0 and curve.covers(tokens) for cfg, curve in curves.items())
-            )
+            degrees = self._degrees_cache[height, width] = self._steps.degrees(height, width)
         return degrees
 
     def fastest_degree(self, height: int, width: int) -> int:
@@ -327,7 +288,7 @@ class LatencyTable:
         for height, width in self.resolutions:
             if 1 not in self.degrees(height, width):
                 problem = f"{height}x{width}: expected an entry with sp = 1, batch = 1, since ranks may be lost"
-                around = self._profiled_around(image_tokens(height, width))
+                around = self._steps.around(height, width)
                 fix = profile_command(self._document, self._origin, degrees=[1], batches=[1])
                 raise refusal(self._origin, "step", f"{problem}; profiled (degree, batch): {around}", fix)
 
@@ -354,17 +315,3 @@ class LatencyTable:
 
 def _step(entry: StepEntry) -> Work:
     return step_work(entry.height, entry.width, entry.batch, entry.sp, entry.cfg)
-
-
-def _moves(document: TableDocument) -> dict[bool, dict[int, list[float]]]:
-    """Seconds of each profiled move beyond a dispatch, by whether it was from other ranks, and by degree.
-
-    Moves to ranks that have it all are none.
-    """
-    found: dict[bool, dict[int, list[float]]] = {}
-    for move in document.hand_over:
-        before, after = set(move.before), set(move.after)
-        if not after <= before:
-            beyond_s = max(0.0, move.between_seconds - document.dispatch_seconds)
-            found.setdefault(not before & after, {}).setdefault(len(after), []).append(beyond_s)
-    return found
