@@ -7,6 +7,7 @@ import numpy as np
 import psutil
 
 _SHARED_MEMORY = Path("/dev/shm")
+_MIN_SAMPLES = 3
 _ADDED_UP = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
 
 
@@ -41,7 +42,10 @@ def shared_segments(prefix: str) -> list[str]:
 
 
 def growth_mb_per_100(requests: Sequence[int], memory: Sequence[float], *, warm_up: int) -> float:
-    """Slope of a least-squares line in MB per 100 requests, without the warm-up.
+    """By how many MB a process grows per 100 requests: slopes of least-squares lines, without the warm-up.
+
+    The lesser of the slopes in the first and the last half of the samples: a heap takes some MB more once in a while,
+    but a leak does not stop.
 
     Args:
         requests: how many had been answered at each sample, ascending.
@@ -50,12 +54,17 @@ def growth_mb_per_100(requests: Sequence[int], memory: Sequence[float], *, warm_
             rank sees each shape for the first time.
 
     Raises:
-        ValueError: fewer than two samples are left after the warm-up.
+        ValueError: fewer than three samples are left after the warm-up.
     """
     kept = [(count, mb) for count, mb in zip(requests, memory, strict=True) if count >= warm_up]
-    if len(kept) < 2:
-        raise ValueError(f"memory: {len(kept)} samples after the warm-up; a slope needs at least 2")
-    counts, values = np.array(kept).T
+    if len(kept) < _MIN_SAMPLES:
+        raise ValueError(f"memory: {len(kept)} samples after the warm-up; two slopes need at least {_MIN_SAMPLES}")
+    middle = len(kept) // 2
+    return min(_slope(kept[: middle + 1]), _slope(kept[middle:]))
+
+
+def _slope(samples: Sequence[tuple[int, float]]) -> float:
+    counts, values = np.array(samples).T
     return float(np.polyfit(counts / 100, values, 1)[0])
 
 

@@ -35,9 +35,19 @@ def test_warm_up_is_not_growth() -> None:
     assert growth(warming) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_slope_needs_two_samples_after_the_warm_up() -> None:
-    with pytest.raises(ValueError, match="1 samples after the warm-up"):
-        growth_mb_per_100([0, 1000], [1.0, 2.0], warm_up=1)
+@pytest.mark.parametrize("at", [250, 300, 600, 625, 700, 1000])
+def test_one_step_is_no_leak(at: int) -> None:
+    assert growth([200.0 + (7.5 if count >= at else 0.0) for count in COUNTS]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_leak_in_steps_is_found() -> None:
+    assert growth([200.0 + 4 * (count // 100) for count in COUNTS]) == pytest.approx(4.0, abs=0.5)
+
+
+def test_slopes_need_three_samples_after_the_warm_up() -> None:
+    with pytest.raises(ValueError, match="2 samples after the warm-up"):
+        growth_mb_per_100([0, 500, 1000], [1.0, 2.0, 3.0], warm_up=1)
+    assert growth_mb_per_100([0, 500, 750, 1000], [1.0, 2.0, 3.0, 5.0], warm_up=1) == pytest.approx(0.4)
 
 
 def test_memory_counts_what_a_process_wrote_to() -> None:
