@@ -1,13 +1,10 @@
 """A small table with round numbers, the published one, and helpers to make requests."""
 
-from pathlib import Path
-
 import pytest
 
 from tetriserve_backend.domain import Request
 from tetriserve_backend.latency_table import LatencyTable
 
-PUBLISHED_TABLE = Path(__file__).parents[3] / "model_repository/denoise/latency_tables/flux1-dev-8xh100.latency.json"
 STEP_S = {256: {1: 0.1, 2: 0.08, 4: 0.07}, 512: {1: 0.4, 2: 0.22, 4: 0.13}}
 ENCODE_S, DECODE_S = 0.02, 0.05
 
@@ -61,8 +58,3 @@ def make_request(
 @pytest.fixture(scope="session")
 def table() -> LatencyTable:
     return small_table(dispatch_s=0.001)
-
-
-@pytest.fixture(scope="session")
-def published_table() -> LatencyTable:
-    return LatencyTable.load(PUBLISHED_TABLE)

@@ -92,25 +92,25 @@ def test_only_modes_that_a_mixture_cannot_replace_are_kept():
     assert single.steps_per_s == 2.5 and narrow.modes[-1].gpus == 2.0, "a group is never wider than the world"
 
 
-def test_merging_intervals_and_cutting_blocks_only_loosens_the_bound(published_table):
+def test_merging_intervals_and_cutting_blocks_only_loosens_the_bound(h100):
     spec = WorkloadSpec(requests=40, mix="skewed", rate_per_minute=40, seed=4)
     requests = [request.to_request() for request in generate(spec)]
-    tight = clairvoyant_bound(published_table, requests, 8).on_time
+    tight = clairvoyant_bound(h100, requests, 8).on_time
     assert tight < 40
-    assert clairvoyant_bound(published_table, requests, 8, BoundSettings(merge_s=1.0)).on_time >= tight
-    assert clairvoyant_bound(published_table, requests, 8, BoundSettings(block_requests=10)).on_time >= tight
+    assert clairvoyant_bound(h100, requests, 8, BoundSettings(merge_s=1.0)).on_time >= tight
+    assert clairvoyant_bound(h100, requests, 8, BoundSettings(block_requests=10)).on_time >= tight
 
 
-def test_a_bound_that_ran_out_of_time_is_still_a_bound(published_table):
+def test_a_bound_that_ran_out_of_time_is_still_a_bound(h100):
     requests = [r.to_request() for r in generate(WorkloadSpec(requests=60, mix="skewed", rate_per_minute=40, seed=1))]
-    rushed = clairvoyant_bound(published_table, requests, 8, BoundSettings(time_limit_s=0.02))
-    full = clairvoyant_bound(published_table, requests, 8)
+    rushed = clairvoyant_bound(h100, requests, 8, BoundSettings(time_limit_s=0.02))
+    full = clairvoyant_bound(h100, requests, 8)
     assert full.optimal and rushed.found <= full.on_time <= rushed.on_time
 
 
-def test_what_the_engine_refuses_counts_as_missed(published_table):
+def test_what_the_engine_refuses_counts_as_missed(h100):
     requests = [make_request("small", 128), make_request("known", 256, num_steps=20)]
-    assert clairvoyant_bound(published_table, requests, 8).on_time == 1
+    assert clairvoyant_bound(h100, requests, 8).on_time == 1
 
 
 def test_a_kept_bound_is_read_back_and_another_trace_has_its_own(tmp_path):

@@ -65,80 +65,78 @@ def check_timeline(events, requests, table, *, exact=True):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_timeline_keeps_the_rules_and_the_summary_counts_what_it_shows(published_table, policy):
+def test_the_timeline_keeps_the_rules_and_the_summary_counts_what_it_shows(h100, policy):
     requests, timeline = requests_of(requests=60, rate_per_minute=30, min_steps=8, max_steps=30), TimelineRecorder()
-    summary = simulate(published_table, requests, settings(policy), timeline=timeline)
-    assert len(check_timeline(timeline.events, requests, published_table)) == summary.on_time
+    summary = simulate(h100, requests, settings(policy), timeline=timeline)
+    assert len(check_timeline(timeline.events, requests, h100)) == summary.on_time
     assert summary.requests == 60 and summary.outcomes == {"finish": 60}
     assert sum(part.requests for part in summary.by_resolution.values()) == 60
     assert 0 < summary.gpu_utilization <= 1 and summary.decision_ms["count"] > 0
     assert all(1 <= degree <= 8 for degree in summary.mean_sp.values())
 
 
-def test_the_same_run_twice_gives_the_same_summary(published_table):
+def test_the_same_run_twice_gives_the_same_summary(h100):
     requests = requests_of(requests=40, rate_per_minute=30)
 
     def run():
-        return simulate(published_table, requests, settings(noise_cv=0.05, noise_seed=2)).to_dict() | {"decision_ms": 0}
+        return simulate(h100, requests, settings(noise_cv=0.05, noise_seed=2)).to_dict() | {"decision_ms": 0}
 
     assert run() == run()
 
 
-def test_a_request_alone_takes_what_the_table_says(published_table):
+def test_a_request_alone_takes_what_the_table_says(h100):
     request = make_request("r0", 1024, num_steps=20)
-    summary = simulate(published_table, [request], settings("fixed-sp1"))
-    busy_s = (
-        published_table.encode_s() + 20 * published_table.step_s(1024, 1024, 1) + published_table.decode_s(1024, 1024)
-    )
+    summary = simulate(h100, [request], settings("fixed-sp1"))
+    busy_s = h100.encode_s() + 20 * h100.step_s(1024, 1024, 1) + h100.decode_s(1024, 1024)
     segments = 2 + 4  # encode, decode, and pieces of five steps
-    assert summary.latency_s["max"] == pytest.approx(busy_s + segments * published_table.dispatch_s)
+    assert summary.latency_s["max"] == pytest.approx(busy_s + segments * h100.dispatch_s)
     assert summary.mean_sp == {"1024x1024": 1.0}
     assert summary.gpu_utilization == pytest.approx(1 / 8)
 
 
-def test_lost_ranks_cost_time_but_no_request(published_table):
+def test_lost_ranks_cost_time_but_no_request(h100):
     requests, timeline = requests_of(requests=40, rate_per_minute=30, seed=1), TimelineRecorder()
     failures = (RankFailure(3, at_s=10.0, respawn_s=20.0), RankFailure(0, at_s=31.0, respawn_s=5.0))
-    summary = simulate(published_table, requests, settings(failures=failures), timeline=timeline)
+    summary = simulate(h100, requests, settings(failures=failures), timeline=timeline)
     assert summary.outcomes == {"finish": 40}
-    assert len(check_timeline(timeline.events, requests, published_table)) == summary.on_time
+    assert len(check_timeline(timeline.events, requests, h100)) == summary.on_time
     assert not any(e["ph"] == "X" and e["tid"] == 3 and 10.0 < e["ts"] / 1e6 < 30.0 for e in timeline.events)
 
 
-def test_a_world_that_loses_all_its_ranks_for_good_fails_what_is_left(published_table):
+def test_a_world_that_loses_all_its_ranks_for_good_fails_what_is_left(h100):
     requests = requests_of(requests=10, rate_per_minute=60)
     failures = tuple(RankFailure(rank, at_s=2.0, respawn_s=float("inf")) for rank in range(8))
-    summary = simulate(published_table, requests, settings(failures=failures))
+    summary = simulate(h100, requests, settings(failures=failures))
     assert summary.requests == 10 and summary.outcomes.get("fail", 0) + summary.outcomes.get("finish", 0) == 10
     assert summary.outcomes["fail"] > 0
 
 
-def test_a_resolution_outside_the_table_is_rejected_and_counts_as_missed(published_table):
+def test_a_resolution_outside_the_table_is_rejected_and_counts_as_missed(h100):
     requests = [make_request("r0", 256), make_request("r1", 4096, arrival_s=0.1)]
-    summary = simulate(published_table, requests, settings())
+    summary = simulate(h100, requests, settings())
     assert summary.outcomes == {"finish": 1, "reject": 1} and summary.slo_attainment == 0.5
 
 
-def test_an_id_that_is_still_in_use_is_an_error_and_may_be_used_again_later(published_table):
+def test_an_id_that_is_still_in_use_is_an_error_and_may_be_used_again_later(h100):
     with pytest.raises(ConfigurationError, match="'r0' arrives while"):
-        simulate(published_table, [make_request("r0"), make_request("r0", arrival_s=0.1)], settings())
-    assert simulate(published_table, [make_request("r0"), make_request("r0", arrival_s=50)], settings()).on_time == 2
+        simulate(h100, [make_request("r0"), make_request("r0", arrival_s=0.1)], settings())
+    assert simulate(h100, [make_request("r0"), make_request("r0", arrival_s=50)], settings()).on_time == 2
 
 
-def test_an_empty_trace_has_a_summary(published_table):
-    summary = simulate(published_table, [], settings())
+def test_an_empty_trace_has_a_summary(h100):
+    summary = simulate(h100, [], settings())
     assert (summary.requests, summary.slo_attainment, summary.gpu_utilization) == (0, 1.0, 0.0)
 
 
-def test_noise_changes_durations_and_nothing_else(published_table):
+def test_noise_changes_durations_and_nothing_else(h100):
     requests, timeline = requests_of(requests=30, rate_per_minute=20), TimelineRecorder()
-    noisy = simulate(published_table, requests, settings(noise_cv=0.05), timeline=timeline)
-    check_timeline(timeline.events, requests, published_table, exact=False)
-    assert noisy.latency_s["mean"] != simulate(published_table, requests, settings()).latency_s["mean"]
+    noisy = simulate(h100, requests, settings(noise_cv=0.05), timeline=timeline)
+    check_timeline(timeline.events, requests, h100, exact=False)
+    assert noisy.latency_s["mean"] != simulate(h100, requests, settings()).latency_s["mean"]
 
 
-def test_a_summary_survives_its_file_format(published_table):
-    summary = simulate(published_table, requests_of(requests=20), settings(), bound_on_time=20, labels={"mix": "x"})
+def test_a_summary_survives_its_file_format(h100):
+    summary = simulate(h100, requests_of(requests=20), settings(), bound_on_time=20, labels={"mix": "x"})
     values = summary.to_dict()
     assert Summary.from_dict(values) == summary
     assert values["slo_attainment"] == summary.on_time / 20 and values["bound"] == 1.0
@@ -150,14 +148,14 @@ def test_a_summary_survives_its_file_format(published_table):
     assert values["latency_cdf_s"] == sorted(values["latency_cdf_s"])
 
 
-def test_memory_does_not_grow_with_the_length_of_the_trace(published_table):
+def test_memory_does_not_grow_with_the_length_of_the_trace(h100):
     def peak_bytes(count):
         stream = (
             request.to_request()
             for request in generate(WorkloadSpec(requests=count, mix="256x256", max_steps=1, min_steps=1))
         )
         tracemalloc.start()
-        simulate(published_table, stream, settings("fixed-sp1"))
+        simulate(h100, stream, settings("fixed-sp1"))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak

@@ -11,7 +11,7 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from tests.unit.simulator.conftest import PUBLISHED_TABLE
+from tests.unit.latency_table.test_format import H100
 from tetriserve_backend.domain import ConfigurationError
 from tetriserve_backend.simulator.sweep import SweepSpec, run_sweep
 
@@ -28,8 +28,8 @@ SMALL = {
 }
 
 
-def test_every_cell_is_run_by_every_variant_and_stays_below_its_bound(published_table, tmp_path):
-    results = list(run_sweep(SweepSpec(**SMALL), published_table, bound_cache=tmp_path))
+def test_every_cell_is_run_by_every_variant_and_stays_below_its_bound(h100, tmp_path):
+    results = list(run_sweep(SweepSpec(**SMALL), h100, bound_cache=tmp_path))
     assert len(results) == 2 * 2 * 2 and len(list(tmp_path.iterdir())) == len(results)
     for result in results:
         assert [summary.policy for summary in result.summaries] == ["fixed-sp1", "no-scale-up"]
@@ -38,7 +38,7 @@ def test_every_cell_is_run_by_every_variant_and_stays_below_its_bound(published_
             assert summary.labels["mix"] == result.workload.mix and summary.labels["slo_scale"] == 1.0
 
 
-def test_cells_differ_only_along_the_axes(published_table):
+def test_cells_differ_only_along_the_axes(h100):
     workloads = SweepSpec(**SMALL).cells()
     assert {w.requests for w in workloads} == {8}
     assert len({w.model_dump_json() for w in workloads}) == len(workloads)
@@ -51,18 +51,18 @@ def test_slo_classes_within_a_trace_are_one_entry_of_the_axis():
     assert cell.slo_scales == (1.0, 1.5) and cell.labels()["slo_scale"] is None
 
 
-def test_processes_change_nothing_but_the_time(published_table):
+def test_processes_change_nothing_but_the_time(h100):
     spec = SweepSpec(**{**SMALL, "rates_per_minute": [24], "mixes": ["uniform"], "bound_time_limit_s": 0})
-    alone, together = (list(run_sweep(spec, published_table, processes=count)) for count in (1, 2))
+    alone, together = (list(run_sweep(spec, h100, processes=count)) for count in (1, 2))
     assert [[s.on_time for s in r.summaries] for r in alone] == [[s.on_time for s in r.summaries] for r in together]
     assert alone[0].summaries[0].bound is None
 
 
-def test_a_caller_that_goes_away_keeps_its_own_processes(published_table):
+def test_a_caller_that_goes_away_keeps_its_own_processes(h100):
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60.0,))
     other.start()
     try:
-        results = run_sweep(SweepSpec(**{**SMALL, "bound_time_limit_s": 0}), published_table, processes=2)
+        results = run_sweep(SweepSpec(**{**SMALL, "bound_time_limit_s": 0}), h100, processes=2)
         next(results)
         results.close()
         for worker in set(multiprocessing.active_children()) - {other}:
@@ -97,7 +97,7 @@ if __name__ == "__main__":
 
 def test_a_ctrl_c_that_another_thread_gets_ends_it_too(tmp_path):
     (tmp_path / "script.py").write_text(CTRL_C_ELSEWHERE)
-    command = [sys.executable, str(tmp_path / "script.py"), str(PUBLISHED_TABLE)]
+    command = [sys.executable, str(tmp_path / "script.py"), str(H100)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.communicate(timeout=60.0)[0] == "interrupted\n"
@@ -127,10 +127,10 @@ def test_a_number_that_no_world_has_is_refused(change, message):
         SweepSpec(**{**SMALL, **change})
 
 
-def test_a_slow_rank_that_the_table_does_not_have_is_refused_before_anything_is_run(published_table):
+def test_a_slow_rank_that_the_table_does_not_have_is_refused_before_anything_is_run(h100):
     spec = SweepSpec(**SMALL, slow_ranks={7: 2.0, 99: 3.0})
     with pytest.raises(ConfigurationError, match="slow_ranks: expected ranks 0 to 7 of 8 GPUs, got 99"):
-        next(run_sweep(spec, published_table))
+        next(run_sweep(spec, h100))
 
 
 @pytest.mark.parametrize("change", [{"policies": []}, {"policy": ["x"]}, {"policies": [{"name": "x"}]}])
