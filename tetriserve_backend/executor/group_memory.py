@@ -12,7 +12,7 @@ import platform
 import select
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ import torch.distributed as dist
 _log = logging.getLogger(__name__)
 _CAPACITY_BYTES = 64 << 20
 """Of one tensor; what has not been written takes no memory."""
+SIZE_BYTES = mmap.PAGESIZE + _CAPACITY_BYTES
+"""Of the memory of a group."""
 _LINE = 8  # words: those of a rank have a cache line of their own
 _DONE, _GONE = 0, 1  # which word of its line
 _MAX_RANKS = mmap.PAGESIZE // (8 * _LINE)
@@ -28,6 +30,8 @@ _TURNS_PER_LOOK = 64
 # So many turns take some 0.05 ms. If they take as long as this, another thread wants the core, and a thread that
 # sleeps gets it back sooner than one that yields it.
 _CONTENDED_S, _NAP_S = 1e-3, 5e-4
+# A Python that was built on an old system lacks some of the calls.
+_CANNOT = (OSError, AttributeError)
 # Far more than segments are sent ahead: who waits longer is no longer in a hurry.
 _AWAKE_S = 1.0
 
@@ -36,7 +40,7 @@ class GroupMemory:
     """The view that one rank has of such memory. All ranks of the group transfer the same tensors in the same order.
 
     Args:
-        memory: shared by them, `size_bytes` long.
+        memory: shared by them, `SIZE_BYTES` long.
         ranks: of the group.
         rank: whose view this is.
         pidfds: descriptors of the other ranks' processes, by rank; closed with this.
@@ -117,20 +121,21 @@ class GroupMemory:
             raise ConnectionError(f"rank {dead} of the group of ranks {tuple(self._lines)} is dead")
 
 
-def size_bytes() -> int:
-    """How large the memory of a group is."""
-    return mmap.PAGESIZE + _CAPACITY_BYTES
+@dataclass(frozen=True, slots=True)
+class _File:
+    """Memory that a process has open as `fd`, and what tells it from other files."""
+
+    fd: int
+    device: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a rank's process is, and the memory if it has made some, with what it is known by there."""
+class _Member:
+    """A rank's process, and the memory if it has made some."""
 
     pid: int
-    has_memory: bool = False
-    fd: int = 0
-    device: int = 0
-    inode: int = 0
+    made: _File | None = None
 
 
 def share_memory(process_group: Any, ranks: Sequence[int], rank: int, timeout_s: float) -> GroupMemory | None:
@@ -146,13 +151,11 @@ def share_memory(process_group: Any, ranks: Sequence[int], rank: int, timeout_s:
         None, on all ranks, where one of them cannot have it.
     """
     with contextlib.ExitStack() as at_end:
-        place = _Place(os.getpid())
-        if rank == ranks[0] and len(ranks) <= _MAX_RANKS:
-            place = _make_memory(at_end)
-        rows = [torch.zeros(len(astuple(place)), dtype=torch.int64) for _ in ranks]
-        dist.all_gather(rows, torch.tensor(astuple(place), dtype=torch.int64), group=process_group)
-        places = {member: _Place(*row.tolist()) for member, row in zip(ranks, rows, strict=True)}
-        memory = _open_memory(places, rank, timeout_s) if places[ranks[0]].has_memory else None
+        makes_it = rank == ranks[0] and len(ranks) <= _MAX_RANKS
+        own = _Member(os.getpid(), _make_memory(at_end) if makes_it else None)
+        members: list[Any] = [None] * len(ranks)
+        dist.all_gather_object(members, own, group=process_group)
+        memory = _open_memory(dict(zip(ranks, members, strict=True)), rank, timeout_s)
         is_open = torch.tensor([memory is not None], dtype=torch.int64)
         dist.all_reduce(is_open, op=dist.ReduceOp.MIN, group=process_group)
     if memory is not None and not is_open:
@@ -161,41 +164,43 @@ def share_memory(process_group: Any, ranks: Sequence[int], rank: int, timeout_s:
     return memory
 
 
-def _make_memory(until: contextlib.ExitStack) -> _Place:
+def _make_memory(until: contextlib.ExitStack) -> _File | None:
     """Have memory `until` then, where the system and the processor are fit for it."""
     # A count that tells of data must not be seen before the data: only x86 promises that for plain stores.
     if platform.machine() not in ("x86_64", "AMD64"):
-        return _Place(os.getpid())
+        return None
     try:
         fd = os.memfd_create("tetriserve-group")
         until.callback(os.close, fd)
-        os.ftruncate(fd, size_bytes())
-    except OSError as error:
+        os.ftruncate(fd, SIZE_BYTES)
+    except _CANNOT as error:
         _log.warning("hand-overs go by gloo, which is slower: no memory to share (%s)", error)
-        return _Place(os.getpid())
+        return None
     status = os.fstat(fd)
-    return _Place(os.getpid(), has_memory=True, fd=fd, device=status.st_dev, inode=status.st_ino)
+    return _File(fd, status.st_dev, status.st_ino)
 
 
-def _open_memory(places: Mapping[int, _Place], rank: int, timeout_s: float) -> GroupMemory | None:
+def _open_memory(members: Mapping[int, _Member], rank: int, timeout_s: float) -> GroupMemory | None:
     """What the first of these ranks has made, as `rank` sees it; None if that cannot be had."""
-    ranks = list(places)
-    source = places[ranks[0]]
+    ranks = list(members)
+    source = members[ranks[0]]
+    if source.made is None:
+        return None
     with contextlib.ExitStack() as at_failure, contextlib.ExitStack() as at_end:
         try:
-            fd = os.open(f"/proc/{source.pid}/fd/{source.fd}", os.O_RDWR)
+            fd = os.open(f"/proc/{source.pid}/fd/{source.made.fd}", os.O_RDWR)
             at_end.callback(os.close, fd)
             status = os.fstat(fd)
             # In another name space of processes it may be anybody's file.
-            if (status.st_dev, status.st_ino) != (source.device, source.inode):
+            if (status.st_dev, status.st_ino) != (source.made.device, source.made.inode):
                 raise OSError(f"process {source.pid} is another one in /proc")
             pidfds = {}
-            for member in ranks:
-                if member != rank:
-                    pidfds[member] = os.pidfd_open(places[member].pid)
-                    at_failure.callback(os.close, pidfds[member])
-            memory = GroupMemory(mmap.mmap(fd, size_bytes()), ranks, rank, pidfds, timeout_s)
-        except OSError as error:
+            for other, member in members.items():
+                if other != rank:
+                    pidfds[other] = os.pidfd_open(member.pid)
+                    at_failure.callback(os.close, pidfds[other])
+            memory = GroupMemory(mmap.mmap(fd, SIZE_BYTES), ranks, rank, pidfds, timeout_s)
+        except _CANNOT as error:
             _log.warning("hand-overs between ranks %s go by gloo, which is slower: %s", ranks, error)
             return None
         at_failure.pop_all()

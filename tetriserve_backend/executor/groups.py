@@ -57,6 +57,11 @@ class RankGroup(SequenceParallelGroupCoordinator):  # type: ignore[misc]
         self.device = device
         self.memory: GroupMemory | None = None
 
+    def close_memory(self) -> None:
+        """Have members who wait for us in it fail at once."""
+        if self.memory is not None:
+            self.memory.close()
+
 
 class HalvedGroup:
     """A group of which each half computes one pass of classifier-free guidance: the first one the unconditional.
@@ -161,8 +166,7 @@ class RankGroups:
         if group is None or group.device_group is None:
             return
         self._select(self._groups[(self.rank,)])
-        if group.memory is not None:
-            group.memory.close()
+        group.close_memory()
         dist.destroy_process_group(group.device_group)
 
     def has(self, ranks: tuple[int, ...]) -> bool:
@@ -211,8 +215,7 @@ class RankGroups:
     def leave(self) -> None:
         """Give up all groups; needs no other rank."""
         for group in self._groups.values():
-            if group.memory is not None:
-                group.memory.close()
+            group.close_memory()
         self._groups = {}
         if dist.is_initialized():
             # NCCL's orderly destruction waits for peers, of whom one may be dead.
@@ -232,8 +235,7 @@ class RankGroups:
         """The coordinator of a group that its members have just made."""
         group = RankGroup(ranks, process_group, self.rank, self.device)
         if self._shares_memory:
-            timeout_s = self._timeout.total_seconds()
-            group.memory = share_memory(process_group, ranks, self.rank, timeout_s)
+            group.memory = share_memory(process_group, ranks, self.rank, self._timeout.total_seconds())
         return group
 
     def _make_state(self, model: SequenceParallelModel) -> Any:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from tetriserve_backend.executor.group_memory import GroupMemory, size_bytes
+from tetriserve_backend.executor.group_memory import SIZE_BYTES, GroupMemory
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or not hasattr(os, "pidfd_open"), reason="ranks share no memory there"
@@ -39,13 +39,13 @@ def make_members() -> Iterator[Make]:
         def make(size: int, timeout_s: float = WAIT_S, last_pid: int | None = None) -> list[GroupMemory]:
             fd = os.memfd_create("test")
             at_end.callback(os.close, fd)
-            os.ftruncate(fd, size_bytes())
+            os.ftruncate(fd, SIZE_BYTES)
             pids = [os.getpid()] * (size - 1) + [last_pid or os.getpid()]
             ranks = range(size)
             members = []
             for rank in ranks:
                 pidfds = {other: os.pidfd_open(pids[other]) for other in ranks if other != rank}
-                members.append(GroupMemory(mmap.mmap(fd, size_bytes()), ranks, rank, pidfds, timeout_s))
+                members.append(GroupMemory(mmap.mmap(fd, SIZE_BYTES), ranks, rank, pidfds, timeout_s))
             for member in members:
                 at_end.callback(member.close)
             return members
@@ -158,6 +158,10 @@ if what == "no-pidfd" and rank == 2:
     os.pidfd_open = refuse
 if what == "no-room" and rank == 0:
     os.ftruncate = refuse
+if what == "old-python" and rank == 1:
+    del os.pidfd_open
+if what == "older-python" and rank == 0:
+    del os.memfd_create
 if what == "foreign" and rank == 1:
     # Another file where the memory should be, as in another name space of processes.
     os.open, opened = (lambda _, flags: opened(sys.argv[5], flags)), os.open
@@ -174,11 +178,11 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("what", ["all-can", "no-pidfd", "no-room", "foreign"])
+@pytest.mark.parametrize("what", ["all-can", "no-pidfd", "no-room", "old-python", "older-python", "foreign"])
 def test_processes_share_memory_if_all_can(what: str, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.write_bytes(b"mine")
-    os.truncate(foreign, size_bytes())
+    os.truncate(foreign, SIZE_BYTES)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     with ExitStack() as running:
